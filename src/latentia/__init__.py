@@ -1,0 +1,50 @@
+"""Latentia compresses, then generates: images, edits, tokens and network weights, all from noise.
+
+Every public name is listed once below and imported when first used, so `import latentia` costs nothing.
+"""
+
+import importlib
+from typing import Any
+
+from latentia._version import __version__ as __version__
+
+_HOME = {
+    "Autoencoder": "codecs.autoencoder",
+    "AutoencoderKL": "codecs.autoencoder_kl",
+    "DDIMPipeline": "pipelines.pixel",
+    "DDIMScheduler": "schedulers.ddim",
+    "DDPMPipeline": "pipelines.pixel",
+    "DDPMScheduler": "schedulers.ddpm",
+    "DPMSolverMultistepScheduler": "schedulers.dpm_solver_multistep",
+    "DiffusionPipeline": "pipelines.pipeline",
+    "EMAModel": "training.ema",
+    "EulerAncestralDiscreteScheduler": "schedulers.euler_ancestral",
+    "EulerDiscreteScheduler": "schedulers.euler",
+    "FlowMatchEulerDiscreteScheduler": "schedulers.flow_match_euler",
+    "HeunDiscreteScheduler": "schedulers.heun",
+    "LDMPipeline": "pipelines.latent",
+    "LatentDiffusionPipeline": "pipelines.latent",
+    "ModelMixin": "core.model",
+    "PNDMScheduler": "schedulers.pndm",
+    "SchedulerMixin": "schedulers.scheduler",
+    "UNet2DModel": "denoisers.unet_2d",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"latentia.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_"):
+        from latentia.errors import nearest
+
+        hint = nearest(name, _HOME)
+        raise AttributeError(f"latentia has no {name!r}" + (f": did you mean {hint!r}?" if hint else ""))
+    raise AttributeError(f"module 'latentia' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME]

@@ -1,0 +1,1 @@
+"""x to z and back."""

@@ -1,0 +1,1 @@
+"""Words every floor speaks: recorded configs, artifacts on disk, randomness, outputs, protocols."""

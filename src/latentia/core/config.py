@@ -1,0 +1,221 @@
+"""Recorded constructor arguments: an object remembers how it was built, and can be built again.
+
+`@register_to_config` on `__init__` stores every argument in a frozen `obj.config`;
+`save_config` writes it as JSON (sorted keys, `_class_name`), `from_config` builds the object again,
+also as another class of the same family. The file format is that of Diffusers.
+"""
+
+import functools
+import importlib
+import inspect
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+from latentia.core.files import read_json, write_text_atomic
+from latentia.errors import ConfigError, nearest
+
+FORMAT_VERSION = "0.42.1"
+"""The Diffusers release whose folder format is written; goes into `_diffusers_version`."""
+
+Init = TypeVar("Init", bound=Callable[..., None])
+
+
+class FrozenConfig(Mapping[str, Any]):
+    """Constructor arguments by name; item and attribute access, no mutation.
+
+    Sequences are held as tuples, so a config equals itself after a trip through JSON.
+    `defaulted` names the arguments that the caller left at their default.
+    """
+
+    __slots__ = ("_values", "defaulted")
+
+    def __init__(self, values: Mapping[str, Any], defaulted: frozenset[str] = frozenset()) -> None:
+        object.__setattr__(self, "_values", {k: freeze(v, k) for k, v in values.items()})
+        object.__setattr__(self, "defaulted", defaulted)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return object.__getattribute__(self, "_values")[name]
+        except KeyError:
+            raise AttributeError(f"config has no entry {name!r}; it has: {', '.join(sorted(self))}") from None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"config is frozen: build a new object with from_config(config, {name}={value!r})")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"FrozenConfig({self._values!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenConfig, (dict(self._values), self.defaulted)
+
+
+def freeze(value: Any, name: str) -> Any:
+    """A JSON-able copy of a constructor argument: sequences become tuples, paths become strings.
+
+    Raises `ConfigError` for a value that JSON cannot hold.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(k): freeze(v, name) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(freeze(v, name) for v in value)
+    if callable(getattr(value, "tolist", None)):  # numpy and torch arrays and scalars
+        return freeze(value.tolist(), name)
+    raise ConfigError(
+        f"argument {name!r} of type {type(value).__name__} cannot be recorded in a config: "
+        "pass numbers, strings, booleans, None, and lists or dicts of these"
+    )
+
+
+def register_to_config(init: Init) -> Init:
+    """Record every argument of `__init__` in `self.config` (before the body runs).
+
+    Raises `ConfigError` that names all unknown and renamed arguments at once.
+    """
+    parameters = list(inspect.signature(init).parameters.values())[1:]
+    names = tuple(p.name for p in parameters)
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+    @functools.wraps(init)
+    def wrapper(self: "ConfigMixin", *args: Any, **kwargs: Any) -> None:
+        if type(self).__init__ is wrapper:
+            given = dict(zip(names, args, strict=False)) | kwargs
+            type(self).check_arguments(kwargs)
+            values = {name: given.get(name, defaults.get(name)) for name in names}
+            defaulted = frozenset(name for name in names if name not in given)
+            object.__setattr__(self, "_config", FrozenConfig(values, defaulted))
+        init(self, *args, **kwargs)
+
+    wrapper.config_names = names  # type: ignore[attr-defined]
+    wrapper.config_defaults = defaults  # type: ignore[attr-defined]
+    return wrapper  # type: ignore[return-value]
+
+
+class ConfigMixin:
+    """A class whose constructor arguments are recorded, saved, loaded and rebuilt.
+
+    Class attributes:
+        config_name: the JSON file's name.
+        renamed: old argument name → new one (or None: dropped without effect).
+        extensions: arguments that Diffusers does not have; they reach the file only when changed.
+        compatible_names: public classes whose configs this class may be built from.
+    """
+
+    config_name: ClassVar[str] = "config.json"
+    renamed: ClassVar[Mapping[str, str | None]] = {}
+    extensions: ClassVar[frozenset[str]] = frozenset()
+    compatible_names: ClassVar[tuple[str, ...]] = ()
+    _config: FrozenConfig
+
+    @property
+    def config(self) -> FrozenConfig:
+        """The recorded constructor arguments."""
+        return self._config
+
+    @classmethod
+    def config_arguments(cls) -> tuple[str, ...]:
+        """Names of the constructor's arguments, in order."""
+        return tuple(cls.__init__.config_names)  # type: ignore[attr-defined]
+
+    @classmethod
+    def check_arguments(cls, given: Mapping[str, Any]) -> None:
+        """Raise `ConfigError` naming every argument that the constructor does not take."""
+        bad = [name for name in given if name not in cls.config_arguments()]
+        if bad:
+            raise ConfigError(f"{cls.__name__}: {cls._describe_unknown(bad)}")
+
+    @classmethod
+    def _describe_unknown(cls, names: list[str]) -> str:
+        parts = []
+        for name in names:
+            new = cls.renamed.get(name) or nearest(name, cls.config_arguments())
+            verb = "is now called" if name in cls.renamed else "did you mean"
+            parts.append(f"{name!r} ({verb} {new!r})" if new else repr(name))
+        return f"unknown arguments {', '.join(parts)}; known: {', '.join(cls.config_arguments())}"
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, return_unused_kwargs: bool = False, **overrides: Any) -> Any:
+        """Build the class from a recorded config; `overrides` win.
+
+        Arguments that were defaulted when the config was recorded take this class's own default.
+        Entries of compatible classes are kept and saved again; other unknown ones cause one warning.
+        With `return_unused_kwargs` returns `(object, unused)`.
+        """
+        if not isinstance(config, Mapping):
+            raise ConfigError(
+                f"{cls.__name__}.from_config takes a mapping of arguments, got {type(config).__name__}: "
+                "for a folder or Hub id call from_pretrained"
+            )
+        defaulted = config.defaulted if isinstance(config, FrozenConfig) else config.get("_use_default_values", ())
+        given = {k: v for k, v in config.items() if not k.startswith("_") and k not in defaulted}
+        given |= overrides
+        for old, new in cls.renamed.items():
+            if old in given:
+                value = given.pop(old)
+                if new is not None:
+                    given.setdefault(new, value)
+        names = cls.config_arguments()
+        used = {k: v for k, v in given.items() if k in names}
+        unused = {k: v for k, v in given.items() if k not in names}
+        foreign = [k for k in unused if k not in cls._family_arguments(config.get("_class_name"))]
+        if foreign and not return_unused_kwargs:
+            warnings.warn(f"{cls.__name__} ignores {cls._describe_unknown(foreign)}", stacklevel=2)
+        built = cls(**used)
+        hidden = {k: v for k, v in unused.items() if k not in overrides or k not in foreign}
+        if hidden:
+            object.__setattr__(built, "_config", FrozenConfig({**built.config, **hidden}, built.config.defaulted))
+        return (built, unused) if return_unused_kwargs else built
+
+    @classmethod
+    def _family_arguments(cls, origin: object) -> set[str]:
+        public = importlib.import_module("latentia")
+        known: set[str] = set()
+        for name in {*cls.compatible_names, str(origin)} & set(public.__all__):
+            known.update(getattr(public, name).config_arguments())
+        return known
+
+    @classmethod
+    def load_config(cls, folder: str | os.PathLike[str]) -> dict[str, Any]:
+        """Read the JSON config in `folder` (a folder, or the JSON file itself)."""
+        path = Path(folder)
+        loaded = read_json(path / cls.config_name if path.suffix != ".json" else path)
+        return loaded
+
+    def config_to_save(self) -> dict[str, Any]:
+        """The dict that `save_config` writes: `_class_name`, the format's version, all arguments."""
+        defaults = type(self).__init__.config_defaults  # type: ignore[attr-defined]
+        hidden = {k for k in self.extensions if self.config.get(k) == freeze(defaults.get(k), k)}
+        kept = {k: v for k, v in self.config.items() if k not in hidden}
+        return {"_class_name": type(self).__name__, "_diffusers_version": FORMAT_VERSION, **kept}
+
+    def save_config(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the config into `folder` (made if missing) and return the file's path."""
+        path = Path(folder) / self.config_name
+        write_text_atomic(path, to_json(self.config_to_save()))
+        return path
+
+    def clone_config(self, **overrides: Any) -> Self:
+        """A new object from this one's config with some arguments changed."""
+        built: Self = type(self).from_config(self.config, **overrides)
+        return built
+
+
+def to_json(values: Mapping[str, Any]) -> str:
+    """Diffusers' JSON: two-space indent, sorted keys, trailing newline."""
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"

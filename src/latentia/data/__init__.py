@@ -1,0 +1,1 @@
+"""Real data that ships with libraries, folders of images, data sets by name."""

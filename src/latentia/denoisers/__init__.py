@@ -1,0 +1,1 @@
+"""Networks that see a noisy z and say what is noise."""

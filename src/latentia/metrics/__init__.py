@@ -1,0 +1,1 @@
+"""Rulers: every number names its ruler."""

@@ -1,0 +1,1 @@
+"""Bricks: blocks of networks that know nothing of diffusion."""

@@ -1,0 +1,1 @@
+"""The one loop, its objectives, checkpoints and averages."""
