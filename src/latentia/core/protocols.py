@@ -39,7 +39,7 @@ class Codec(Protocol):
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """A network that sees a noisy `sample` (B, C, ...) at `timestep` ((B,) or scalar) and predicts ε, x₀, v or a flow."""
+    """Sees a noisy `sample` (B, C, ...) at `timestep` ((B,) or scalar); predicts ε, x₀, v or a flow."""
 
     config: Any
 
