@@ -1,0 +1,79 @@
+"""Self-attention over the positions of a feature map."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from latentia.errors import ConfigError
+
+
+class SelfAttention(nn.Module):
+    """x + W_o·softmax(QKᵀ/√d)·V over all H·W positions, Q, K, V from the normalised x.
+
+    Args:
+        channels: width C of the map.
+        head_dim: width d of one head; C // d heads. None: a single head over all channels.
+        groups: groups of the normalisation; None: no normalisation.
+        eps: of the normalisation.
+        output_scale: the sum is divided by this.
+
+    Raises `ConfigError` when a head is wider than the map.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        head_dim: int | None = None,
+        groups: int | None = 32,
+        eps: float = 1e-6,
+        output_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        head_dim = channels if head_dim is None else head_dim
+        if not 1 <= head_dim <= channels:
+            raise ConfigError(f"attention_head_dim {head_dim} does not fit {channels} channels: give 1 to {channels}")
+        self.heads = channels // head_dim
+        self.output_scale = output_scale
+        inner = self.heads * head_dim
+        self.group_norm = nn.GroupNorm(groups, channels, eps=eps) if groups is not None else None
+        self.to_q = nn.Linear(channels, inner)
+        self.to_k = nn.Linear(channels, inner)
+        self.to_v = nn.Linear(channels, inner)
+        self.to_out = nn.Sequential(nn.Linear(inner, channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (B, C, H, W) → (B, C, H, W)."""
+        batch, channels, height, width = x.shape
+        h = x if self.group_norm is None else self.group_norm(x)
+        # One copy to (B, N, C), N = H·W, so that the three projections below read rows in order.
+        h = h.flatten(2).transpose(1, 2).contiguous()
+        split = (batch, height * width, self.heads, -1)
+        q = self.to_q(h).view(split).transpose(1, 2)  # (B, heads, N, d)
+        k = self.to_k(h).view(split).transpose(1, 2)
+        v = self.to_v(h).view(split).transpose(1, 2)
+        h = F.scaled_dot_product_attention(q, k, v)
+        h = self.to_out(h.transpose(1, 2).flatten(2))  # (B, N, C)
+        out = x + h.transpose(1, 2).view(batch, channels, height, width)
+        return out if self.output_scale == 1.0 else out / self.output_scale
+
+
+_LEGACY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_LEGACY_KEY = re.compile(r"^(.*attentions\.\d+\.)(query|key|value|proj_attn)(\.(?:weight|bias))$")
+
+
+def rename_legacy_attention(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """State dicts of 2022 (`query`, `key`, `value`, `proj_attn`) with today's names; others pass unchanged.
+
+    Projections stored as 1×1 convolutions (C, C, 1, 1) become matrices (C, C).
+    """
+    renamed = {}
+    for key, tensor in state_dict.items():
+        match = _LEGACY_KEY.match(key)
+        if match:
+            key = match[1] + _LEGACY[match[2]] + match[3]
+            tensor = tensor[:, :, 0, 0] if tensor.ndim == 4 else tensor
+        renamed[key] = tensor
+    return renamed

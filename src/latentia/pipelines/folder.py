@@ -1,0 +1,135 @@
+"""The pipeline folder: `model_index.json` and one sub-folder per component, as Diffusers writes it.
+
+    {"_class_name": "LDMPipeline", "_diffusers_version": "…", "unet": ["diffusers", "UNet2DModel"], …}
+
+A component is `[library, class]`, an absent one `[null, null]`; other values are constructor arguments.
+Nothing is imported on the folder's word: a class is looked up in Latentia's own public table, or refused.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentia.core.config import FORMAT_VERSION, ConfigMixin, to_json
+from latentia.core.files import read_json, write_text_atomic
+from latentia.core.model import ModelMixin
+from latentia.errors import ArtifactError, nearest
+
+INDEX = "model_index.json"
+LATENTIA_ONLY = frozenset({"Autoencoder", "LatentDiffusionPipeline"})
+"""Public classes that Diffusers does not have; their library in the index is `latentia`."""
+OWN_LIBRARIES = ("diffusers", "latentia")
+FOREIGN: dict[tuple[str, str], Callable[[Path], Any]] = {}
+"""(library, class) → loader, for components of other libraries such as `("transformers", "CLIPTextModel")`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineIndex:
+    """What a `model_index.json` says, checked: nothing in it leads out of the folder or to foreign code."""
+
+    folder: Path
+    class_name: str
+    components: dict[str, tuple[str, str] | None]
+    values: dict[str, Any]
+
+
+def read_index(folder: Path) -> PipelineIndex:
+    """Read and check the index of `folder`. Raises `ArtifactError` for a missing, broken or hostile one."""
+    loaded = read_json(folder / INDEX)
+    path = folder / INDEX
+    class_name = loaded.get("_class_name")
+    if not isinstance(class_name, str):
+        what = f"names code of its own ({class_name!r}), which is never run" if class_name else "names no pipeline class"
+        raise ArtifactError(f"{path} {what}: load it with a class of Latentia, or ask its author for a plain pipeline")
+    components: dict[str, tuple[str, str] | None] = {}
+    values: dict[str, Any] = {}
+    for name, value in loaded.items():
+        if name.startswith("_"):
+            continue
+        if not name.isidentifier():
+            raise ArtifactError(f"{path} has a component {name!r}, which is no plain name inside the folder")
+        if isinstance(value, list) and len(value) == 2 and all(v is None or isinstance(v, str) for v in value):
+            components[name] = _entry(path, name, value)
+        else:
+            values[name] = value
+    return PipelineIndex(folder, class_name, components, values)
+
+
+def _entry(path: Path, name: str, value: list[str | None]) -> tuple[str, str] | None:
+    library, class_name = value
+    if library is None and class_name is None:
+        return None
+    if library is None or class_name is None:
+        raise ArtifactError(f"{path}: {name} is {value!r}: expected [library, class], or [null, null] for none")
+    if library not in OWN_LIBRARIES and (library, class_name) not in FOREIGN:
+        known = ", ".join([*OWN_LIBRARIES, *sorted({lib for lib, _ in FOREIGN})])
+        raise ArtifactError(
+            f"{path}: {name} asks for {class_name!r} of {library!r}, which Latentia does not load; libraries: {known}. "
+            f"Code in a model folder is never run"
+        )
+    return library, class_name
+
+
+def public_class(name: str, base: type, kind: str, path: Path) -> type:
+    """The public Latentia class called `name`, a subclass of `base`. Raises `ArtifactError` with the nearest match."""
+    public = importlib.import_module("latentia")
+    found = getattr(public, name) if name in public.__all__ else None
+    if isinstance(found, type) and issubclass(found, base):
+        return found
+    match = nearest(name, public.__all__)
+    hint = f"did you mean {match!r}? " if match else ""
+    raise ArtifactError(f"{path}: unknown {kind} {name!r}: {hint}nothing else than Latentia's public classes is loaded")
+
+
+def load_component(index: PipelineIndex, name: str, torch_dtype: torch.dtype | None, variant: str | None) -> Any:
+    """Build one component from its sub-folder; None where the index has `[null, null]`."""
+    entry = index.components[name]
+    if entry is None:
+        return None
+    folder = index.folder / name
+    if not folder.is_dir():
+        raise ArtifactError(f"{index.folder / INDEX} names {name!r}, but {folder} is missing: copy the whole folder")
+    if entry in FOREIGN:
+        return FOREIGN[entry](folder)
+    found = public_class(entry[1], ConfigMixin, "component class", index.folder / INDEX)
+    if issubclass(found, ModelMixin):
+        return found.from_pretrained(folder, torch_dtype=torch_dtype, variant=variant).eval()
+    if "from_pretrained" in vars(found) or entry[1].endswith("Pipeline"):
+        raise ArtifactError(f"{index.folder / INDEX}: {name} is a {entry[1]}, which is no component")
+    return found.from_config(found.load_config(folder))
+
+
+def entry_of(component: object) -> list[str | None]:
+    """`[library, class]` for the index."""
+    if component is None:
+        return [None, None]
+    name = type(component).__name__
+    if isinstance(component, ConfigMixin):
+        return [library_of(name), name]
+    return [type(component).__module__.split(".")[0], name]
+
+
+def library_of(class_name: str) -> str:
+    """The library under which a public class stands in an index."""
+    return "latentia" if class_name in LATENTIA_ONLY else "diffusers"
+
+
+def save_component(component: Any, folder: Path, variant: str | None, max_shard_size: int | str) -> None:
+    """Write one component into its own sub-folder."""
+    if isinstance(component, ModelMixin):
+        component.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
+    elif isinstance(component, ConfigMixin):
+        component.save_config(folder)
+    elif component is not None:
+        component.save_pretrained(folder)
+
+
+def write_index(folder: Path, class_name: str, components: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Write `model_index.json`; call it last, so that a folder that has one is whole."""
+    entries = {name: entry_of(component) for name, component in components.items()}
+    header = {"_class_name": class_name, "_diffusers_version": FORMAT_VERSION}
+    write_text_atomic(folder / INDEX, to_json({**header, **values, **entries}))

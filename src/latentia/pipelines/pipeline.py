@@ -1,0 +1,205 @@
+"""DiffusionPipeline: named components, a folder, and a call.
+
+A pipeline holds its components and its plain values, and nothing about any call: see `call.PipelineCall`.
+"""
+
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+
+import torch
+from torch import nn
+
+from latentia.core.config import FrozenConfig
+from latentia.core.hub import resolve_folder
+from latentia.core.protocols import Codec, Scheduler
+from latentia.errors import ArtifactError, InputError, unknown_choice
+from latentia.pipelines import folder as layout
+from latentia.pipelines.call import ALIASES, PER_CALL
+
+
+@runtime_checkable
+class Network(Protocol):
+    """A denoiser: an `nn.Module` with a config."""
+
+    config: Any
+
+    def parameters(self) -> Any:
+        """The weights."""
+        ...
+
+
+ROLES: Mapping[str, tuple[type, str]] = {
+    "codec": (Codec, "a codec (to_latents, from_latents, latent_shape, bits_per_element), such as AutoencoderKL"),
+    "denoiser": (Network, "a network with a config, such as UNet2DModel"),
+    "scheduler": (Scheduler, "a scheduler (set_timesteps, scale_model_input, step, add_noise), such as DDIMScheduler"),
+}
+
+
+class DiffusionPipeline(ABC):
+    """Base of every pipeline: components by name, loading, saving, moving.
+
+    Class attributes:
+        roles: component name → role (`codec`, `denoiser`, `scheduler`), in constructor order.
+        optional_components: those that may be None.
+    """
+
+    roles: ClassVar[Mapping[str, str]] = {}
+    optional_components: ClassVar[frozenset[str]] = frozenset()
+    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ("latents",)
+    __call__: Callable[..., Any]
+
+    def __init__(self, components: Mapping[str, Any], values: Mapping[str, Any] | None = None) -> None:
+        """Hold `components` (checked against `roles`) and plain constructor `values` (None: not given)."""
+        object.__setattr__(self, "_values", {k: v for k, v in (values or {}).items() if v is not None})
+        object.__setattr__(self, "_progress", {})
+        for name in self.roles:
+            setattr(self, name, components[name])
+
+    _values: dict[str, Any]
+    _progress: dict[str, Any]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.roles:
+            self._check_component(name, value)
+        elif ALIASES.get(name, name) in PER_CALL:
+            raise InputError(
+                f"{name} belongs to one call, not to the pipeline: pass it to the call, or set it on the `pipe` that "
+                "callback_on_step_end receives (to stop a call from outside pass cancel=CancelToken())"
+            )
+        super().__setattr__(name, value)
+
+    def _check_component(self, name: str, value: Any) -> None:
+        kind, wanted = ROLES[self.roles[name]]
+        if value is None and name in self.optional_components:
+            return
+        if isinstance(value, type) or not isinstance(value, kind):
+            given = "None" if value is None else f"class {value.__name__}" if isinstance(value, type) else ""
+            given = given or type(value).__name__
+            raise InputError(f"{type(self).__name__}: component {name!r} must be {wanted}; got {given}")
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """Components by name, as the constructor takes them."""
+        return {name: getattr(self, name) for name in self.roles}
+
+    @property
+    def config(self) -> FrozenConfig:
+        """What `model_index.json` holds: `[library, class]` of every component, and the plain values."""
+        return FrozenConfig({**self._values, **{k: layout.entry_of(v) for k, v in self.components.items()}})
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The components that hold weights."""
+        return [part for part in self.components.values() if isinstance(part, nn.Module)]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first network."""
+        return next((p.device for part in self.networks for p in part.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of the first network."""
+        found = (p.dtype for part in self.networks for p in part.parameters() if p.is_floating_point())
+        return next(found, torch.float32)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move every network: `to("cuda")`, `to(torch.float16)`, `to("cuda", torch.float16)`. Returns the pipeline."""
+        for part in self.networks:
+            part.to(*args, **kwargs)
+        return self
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Options of the tqdm bar, e.g. `disable=True` or `desc="sampling"`."""
+        super().__setattr__("_progress", options)
+
+    def progress_bar(self, total: int) -> Any:
+        """A tqdm bar of `total` turns."""
+        from tqdm.auto import tqdm
+
+        return tqdm(total=total, **self._progress)
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name}={type(part).__name__}" for name, part in self.components.items())
+        return f"{type(self).__name__}({parts})"
+
+    @abstractmethod
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """What is sampled → data in about [-1, 1]."""
+
+    # Folder ----------------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, variant: str | None = None, max_shard_size: int | str = "10GB"
+    ) -> Path:
+        """Write Diffusers' pipeline folder and return it.
+
+        The index is removed first and written last: a folder that has one is whole. Raises `ArtifactError`.
+        """
+        path = Path(folder)
+        (path / layout.INDEX).unlink(missing_ok=True)
+        for name, component in self.components.items():
+            layout.save_component(component, path / name, variant, max_shard_size)
+        layout.write_index(path, type(self).__name__, self.components, self._values)
+        return path
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        torch_dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        **overrides: Any,
+    ) -> Any:
+        """Load a pipeline from a folder or a Hub id.
+
+        On `DiffusionPipeline` the class is the one that the folder names; on a subclass it is that subclass.
+        `overrides` are components and constructor values by name, used in place of the folder's.
+        Raises `ArtifactError` for a missing, broken or hostile folder; no code from it is ever run.
+        """
+        path = resolve_folder(name_or_path, revision=revision, local_files_only=local_files_only)
+        index = layout.read_index(path)
+        built = cls
+        if cls is DiffusionPipeline:
+            built = layout.public_class(index.class_name, DiffusionPipeline, "pipeline class", path / layout.INDEX)
+        return built._build(index, torch_dtype, variant, overrides)
+
+    @classmethod
+    def _build(
+        cls,
+        index: layout.PipelineIndex,
+        torch_dtype: torch.dtype | None,
+        variant: str | None,
+        overrides: Mapping[str, Any],
+    ) -> Self:
+        for name in overrides:
+            if name not in (*cls.roles, *cls.value_names):
+                raise unknown_choice(f"argument of {cls.__name__}", name, (*cls.roles, *cls.value_names))
+        where = index.folder / layout.INDEX
+        foreign = [name for name in index.components if name not in cls.roles]
+        missing = [name for name in cls.roles if name not in index.components and name not in overrides]
+        if foreign or [name for name in missing if name not in cls.optional_components]:
+            raise ArtifactError(
+                f"{where} ({index.class_name}) does not fit {cls.__name__}: it has {', '.join(index.components)}, "
+                f"wanted are {', '.join(cls.roles)}. Load it with DiffusionPipeline, or pass what is missing by name"
+            )
+        ignored = [name for name in index.values if name not in cls.value_names]
+        if ignored:
+            warnings.warn(f"{cls.__name__} ignores {', '.join(ignored)} of {where}", stacklevel=3)
+        arguments = {name: value for name, value in index.values.items() if name in cls.value_names}
+        for name in cls.roles:
+            if name not in overrides:
+                arguments[name] = (
+                    layout.load_component(index, name, torch_dtype, variant) if name not in missing else None
+                )
+        return cls(**{**arguments, **overrides})
+
+    value_names: ClassVar[tuple[str, ...]] = ()
+    """Plain constructor values, stored in the index when given."""

@@ -1,0 +1,32 @@
+"""`digits-ddpm`: diffusion on the pixels of real handwritten digits, the baseline of `digits-ldm`."""
+
+from latentia.recipes.parts import Average, Noise, Optim, UNet
+from latentia.recipes.pixel import PixelDiffusion
+
+
+class DigitsDDPM(PixelDiffusion):
+    """A class-conditional UNet on 16×16 pixels."""
+
+
+def digits_ddpm() -> DigitsDDPM:
+    """Pixel diffusion on scikit-learn's 1,257 training digits at 16×16, class-conditional.
+
+    Command: latentia train digits-ddpm --out runs/digits-ddpm
+    Cost:    about 150 CPU-seconds on 2 CPU cores.
+    Expect:  DDIM-20 with EMA: judge accuracy 0.97, frechet_digits about 1.1 × the real-vs-real floor
+             (a 0.7 M prototype at this size: 0.978 and 1.92 with a floor of 1.72).
+    """
+    return DigitsDDPM(
+        name="digits-ddpm",
+        data="digits",
+        image_size=16,
+        image_channels=1,
+        num_classes=10,
+        label_dropout=0.1,
+        steps=1500,
+        batch_size=64,
+        unet=UNet(channels=(32, 48, 64), layers=1, groups=8),
+        noise=Noise(clip_sample=True),
+        optim=Optim(lr=1e-3, warmup=50, schedule="cosine"),
+        ema=Average(decay=0.998),
+    )

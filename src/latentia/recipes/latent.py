@@ -1,0 +1,190 @@
+"""LatentDiffusion: the recipe of Rombach et al. 2022, whatever the data and the sizes.
+
+    images ─▶ codec (trained here, or given as a folder) ─▶ latents of unit variance ─▶ UNet, averaged
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from latentia.recipes.parts import Average, Fraction, Noise, Optim, TrainedKL, UNet
+from latentia.recipes.recipe import Bench, Recipe, use_average
+from latentia.recipes.sources import PUBLISHED_SIZES, codec_like, load_codec, open_data
+
+if TYPE_CHECKING:
+    import torch
+
+    from latentia.codecs.spatial_codec import SpatialCodec
+    from latentia.core.protocols import Batch, Dataset
+    from latentia.pipelines.latent import LatentDiffusionPipeline
+    from latentia.recipes.plan import Work
+    from latentia.training.phase import Phase, PhaseResult
+
+
+class LatentDiffusion(Recipe):
+    """Two phases: `vae` (skipped when `codec` is given), then `unet` on its latents."""
+
+    data: str = Field(description="digits, photos, hf:NAME, or a folder of images (of class folders)")
+    image_size: PositiveInt = Field(description="pixels a side")
+    image_channels: PositiveInt = Field(3, description="1 (grey) or 3 (RGB)")
+    num_classes: NonNegativeInt = Field(0, description="classes that the UNet is told; 0 is unconditional")
+    label_dropout: Fraction = Field(0.0, description="share of labels replaced by the null class, for guidance")
+    codec: str | None = Field(None, description="folder of a trained first stage; none trains `vae` first")
+    vae: TrainedKL = Field(description="the first stage that is trained when no codec is given")
+    cache: bool = Field(True, description="encode the data once before the main phase, instead of in every step")
+    unet: UNet = Field(description="the denoiser")
+    noise: Noise = Field(Noise(), description="the diffusion process")
+    optim: Optim = Field(Optim(), description="optimizer of the UNet")
+    ema: Average = Field(Average(), description="average of the UNet's weights")
+
+    def images(self, split: str = "train") -> Dataset:
+        """The real images, as `{"x": (N, C, H, W) in [-1, 1]}` and `label` when there are classes."""
+        return open_data(self.data, split, self.image_size, self.image_channels)
+
+    def phases(self, bench: Bench) -> list[tuple[str, Callable[[], Phase]]]:
+        """`vae` unless a codec is given, then `unet`."""
+        main = ("unet", lambda: self.unet_phase(bench))
+        return [main] if self.codec else [("vae", lambda: self.vae_phase(bench)), main]
+
+    def vae_phase(self, bench: Bench) -> Phase:
+        """Train the KL-autoencoder on the images."""
+        from latentia.training.objectives import ReconstructionObjective
+        from latentia.training.phase import Phase
+
+        vae = bench.keep("vae", self.vae.build(self.image_size, self.image_channels))
+        return Phase(
+            name="vae",
+            objective=ReconstructionObjective(vae, kl_weight=self.vae.kl_weight, reduction="sum", loss=self.vae.loss),
+            data=self.images(),
+            steps=self.vae.steps,
+            batch_size=self.vae.batch_size,
+            optim=self.vae.optim.build(),
+        )
+
+    def unet_phase(self, bench: Bench) -> Phase:
+        """Train the denoiser on the codec's latents, rescaled to unit variance."""
+        from latentia.training.objectives import DiffusionObjective
+        from latentia.training.phase import Phase
+
+        images = self.images()
+        codec = bench.keep("codec", self.first_stage(bench, images))
+        channels, size = codec.latent_shape((self.image_channels, self.image_size, self.image_size))[:2]
+        unet = bench.keep("unet", self.unet.build(size, channels, self.num_classes))
+        scheduler = bench.keep("scheduler", self.noise.build())
+        return Phase(
+            name="unet",
+            objective=DiffusionObjective(unet, scheduler, label_dropout=self.label_dropout),
+            data=self.latents(codec, images),
+            steps=self.steps,
+            batch_size=self.batch_size,
+            optim=self.optim.build(),
+            accumulate=self.accumulate,
+            ema=self.ema.build(),
+            preview=lambda: self.preview(bench),
+        )
+
+    def first_stage(self, bench: Bench, images: Dataset) -> SpatialCodec:
+        """The codec, frozen; one trained here gets `scaling_factor` = 1/std of the data's latents (LDM's rule)."""
+        from latentia.training.latents import measure_scale
+
+        if self.codec:
+            return load_codec(self.codec).to(bench.device).requires_grad_(False).eval()
+        codec = bench.parts["vae"].to(bench.device).requires_grad_(False).eval()
+        codec.set_scale(*measure_scale(codec, images))
+        return codec
+
+    def latents(self, codec: SpatialCodec, images: Dataset) -> Dataset:
+        """What the UNet learns: posteriors encoded once, or images encoded when they are needed."""
+        if not self.cache:
+            return EncodedDataset(codec, images, self.seed)
+        from latentia.training.latents import cache_latents
+
+        return cache_latents(codec, images, batch_size=self.vae.batch_size, seed=self.seed)
+
+    def pipeline(self, bench: Bench) -> LatentDiffusionPipeline:
+        """Codec, UNet and a DDIM sampler; the weights as they are now."""
+        from latentia.pipelines.latent import LatentDiffusionPipeline
+        from latentia.schedulers.ddim import DDIMScheduler
+
+        sampler = DDIMScheduler.from_config(bench.parts["scheduler"].config, timestep_spacing="trailing")
+        return LatentDiffusionPipeline(vae=bench.module("codec"), unet=bench.module("unet"), scheduler=sampler)
+
+    def preview(self, bench: Bench) -> torch.Tensor:
+        """Sixteen pictures (16, C, H, W) from the present weights, for the training log."""
+        labels = [i % self.num_classes for i in range(16)] if self.num_classes else None
+        pipe = self.pipeline(bench)
+        pipe.set_progress_bar_config(disable=True)
+        made = pipe(class_labels=labels, batch_size=16, seed=self.seed, num_inference_steps=20, output_type="pt")
+        return made.images * 2 - 1
+
+    def finish(self, bench: Bench, results: Mapping[str, PhaseResult], out: Path) -> None:
+        """Save codec, averaged UNet and scheduler as a pipeline."""
+        use_average(results["unet"])
+        self.pipeline(bench).save_pretrained(out / "pipeline")
+
+    def work(self) -> list[Work]:
+        """The codec's training (or not), its encoding of the data, the UNet's training."""
+        import torch
+
+        from latentia.recipes.plan import Work
+
+        size, channels = self.image_size, self.image_channels
+        trained = not self.codec
+        codec = partial(self.vae.build, size, channels) if trained else partial(codec_like, str(self.codec))
+        with torch.device("meta"):
+            latent_channels, side, _ = codec().latent_shape((channels, size, size))
+        seen = self.steps * self.batch_size
+
+        def images(batch: int) -> tuple[torch.Tensor, ...]:
+            return (torch.zeros(batch, channels, size, size),)
+
+        def noisy(batch: int) -> tuple[torch.Tensor, ...]:
+            labels = (torch.zeros(batch, dtype=torch.long),) if self.num_classes else ()
+            return torch.zeros(batch, latent_channels, side, side), torch.zeros(batch), *labels
+
+        first = self.vae.steps * self.vae.batch_size, self.vae.batch_size, self.vae.batch_size
+        encoded = self.num_images() if self.cache else seen
+        micro = self.batch_size // self.accumulate
+        encode = Work("unet", "codec", codec, images, encoded, micro, micro, trained=False, call=encode_only)
+        unet = partial(self.unet.build, side, latent_channels, self.num_classes)
+        main = Work("unet", "unet", unet, noisy, seen, self.batch_size, micro, averaged=self.ema.decay > 0)
+        return [*([Work("vae", "codec", codec, images, *first)] if trained else []), encode, main]
+
+    def num_images(self) -> int:
+        """How many images the data set has, for the dry run, which opens no data."""
+        return PUBLISHED_SIZES.get(self.data, 0)
+
+
+def encode_only(codec: SpatialCodec, x: torch.Tensor) -> torch.Tensor:
+    """x → z, which is all that the UNet's phase asks of the codec."""
+    return codec.to_latents(x)
+
+
+class EncodedDataset:
+    """Images of another data set as latents, encoded when they are asked for.
+
+    `{"x": z (B, c, h, w)}` with everything else as it was. The posterior sample of image i is always the same one.
+    """
+
+    def __init__(self, codec: SpatialCodec, images: Dataset, seed: int = 0) -> None:
+        self.codec, self.images, self.seed = codec, images, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The latents of the images at `indices`."""
+        import torch
+
+        from latentia.core.rng import sample_generators
+
+        batch = dict(self.images.batch(indices))
+        generators = sample_generators(self.seed, [int(i) for i in indices])
+        with torch.no_grad():
+            batch["x"] = self.codec.to_latents(batch["x"].to(self.codec.device), generators)
+        return batch

@@ -1,0 +1,104 @@
+"""PixelDiffusion: the recipe of Ho et al. 2020, a UNet on the pixels themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from latentia.recipes.parts import Average, Fraction, Noise, Optim, UNet
+from latentia.recipes.recipe import Bench, Recipe, use_average
+from latentia.recipes.sources import open_data
+
+if TYPE_CHECKING:
+    import torch
+
+    from latentia.core.protocols import Dataset
+    from latentia.pipelines.pixel import DDPMPipeline
+    from latentia.recipes.plan import Work
+    from latentia.training.phase import Phase, PhaseResult
+
+
+class PixelDiffusion(Recipe):
+    """One phase, `unet`, on images in [-1, 1]."""
+
+    data: str = Field(description="digits, photos, hf:NAME, or a folder of images (of class folders)")
+    image_size: PositiveInt = Field(description="pixels a side")
+    image_channels: PositiveInt = Field(3, description="1 (grey) or 3 (RGB)")
+    flip: bool = Field(False, description="mirror each image with probability one half")
+    num_classes: NonNegativeInt = Field(0, description="classes that the UNet is told; 0 is unconditional")
+    label_dropout: Fraction = Field(0.0, description="share of labels replaced by the null class, for guidance")
+    unet: UNet = Field(description="the denoiser")
+    noise: Noise = Field(Noise(clip_sample=True), description="the diffusion process")
+    optim: Optim = Field(Optim(), description="optimizer")
+    ema: Average = Field(Average(), description="average of the weights")
+
+    def images(self, split: str = "train") -> Dataset:
+        """The real images, as `{"x": (N, C, H, W) in [-1, 1]}` and `label` when there are classes."""
+        return open_data(self.data, split, self.image_size, self.image_channels, flip=self.flip and split == "train")
+
+    def phases(self, bench: Bench) -> list[tuple[str, Callable[[], Phase]]]:
+        """`unet` alone."""
+        return [("unet", lambda: self.unet_phase(bench))]
+
+    def unet_phase(self, bench: Bench) -> Phase:
+        """Train the denoiser on the images."""
+        from latentia.training.objectives import DiffusionObjective
+        from latentia.training.phase import Phase
+
+        unet = bench.keep("unet", self.unet.build(self.image_size, self.image_channels, self.num_classes))
+        scheduler = bench.keep("scheduler", self.noise.build())
+        return Phase(
+            name="unet",
+            objective=DiffusionObjective(unet, scheduler, label_dropout=self.label_dropout),
+            data=self.images(),
+            steps=self.steps,
+            batch_size=self.batch_size,
+            optim=self.optim.build(),
+            accumulate=self.accumulate,
+            ema=self.ema.build(),
+            preview=lambda: self.preview(bench),
+        )
+
+    def pipeline(self, bench: Bench) -> DDPMPipeline:
+        """UNet and the scheduler it was trained with; the weights as they are now."""
+        from latentia.pipelines.pixel import DDPMPipeline
+
+        return DDPMPipeline(unet=bench.module("unet"), scheduler=bench.parts["scheduler"])
+
+    def preview(self, bench: Bench) -> torch.Tensor:
+        """Sixteen pictures (16, C, H, W) by DDIM-20 from the present weights, for the training log."""
+        from latentia.schedulers.ddim import DDIMScheduler
+
+        pipe = self.pipeline(bench)
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+        pipe.set_progress_bar_config(disable=True)
+        labels = [i % self.num_classes for i in range(16)] if self.num_classes else None
+        made = pipe(class_labels=labels, batch_size=16, seed=self.seed, num_inference_steps=20, output_type="pt")
+        return made.images * 2 - 1
+
+    def finish(self, bench: Bench, results: Mapping[str, PhaseResult], out: Path) -> None:
+        """Save the averaged UNet and scheduler as a pipeline."""
+        use_average(results["unet"])
+        self.pipeline(bench).save_pretrained(out / "pipeline")
+
+    def work(self) -> list[Work]:
+        """The UNet's training."""
+        import torch
+
+        from latentia.recipes.plan import Work
+
+        def noisy(batch: int) -> tuple[torch.Tensor, ...]:
+            labels = (torch.zeros(batch, dtype=torch.long),) if self.num_classes else ()
+            return (
+                torch.zeros(batch, self.image_channels, self.image_size, self.image_size),
+                torch.zeros(batch),
+                *labels,
+            )
+
+        unet = partial(self.unet.build, self.image_size, self.image_channels, self.num_classes)
+        seen, micro = self.steps * self.batch_size, self.batch_size // self.accumulate
+        return [Work("unet", "unet", unet, noisy, seen, self.batch_size, micro, averaged=self.ema.decay > 0)]

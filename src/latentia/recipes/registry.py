@@ -1,0 +1,44 @@
+"""Recipes by name. A recipe's module is imported when it is asked for; names cost nothing."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+
+from latentia.errors import unknown_choice
+from latentia.recipes.recipe import Recipe
+
+_HOME = {
+    "ddpm-cifar10": "ddpm_cifar10:ddpm_cifar10",
+    "digits-ddpm": "digits_ddpm:digits_ddpm",
+    "digits-ldm": "digits_ldm:digits_ldm",
+    "ldm-celebahq": "ldm_celebahq:ldm_celebahq",
+    "ldm4-imagenet": "ldm_imagenet:ldm4_imagenet",
+    "ldm8-imagenet": "ldm_imagenet:ldm8_imagenet",
+}
+
+
+def names() -> tuple[str, ...]:
+    """Every recipe's name, sorted."""
+    return tuple(_HOME)
+
+
+def builder(name: str) -> Callable[[], Recipe]:
+    """The function that builds the recipe `name`; its docstring states command, cost and expected number.
+
+    Raises `UnknownChoiceError` with the nearest name.
+    """
+    if name not in _HOME:
+        raise unknown_choice("recipe", name, _HOME)
+    module, _, function = _HOME[name].partition(":")
+    build: Callable[[], Recipe] = getattr(importlib.import_module(f"latentia.recipes.{module}"), function)
+    return build
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe `name` as published, before overrides."""
+    return builder(name)()
+
+
+def summaries() -> dict[str, str]:
+    """First docstring line of every recipe."""
+    return {name: (inspect.getdoc(builder(name)) or "").partition("\n")[0] for name in _HOME}

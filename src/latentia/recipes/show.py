@@ -1,0 +1,106 @@
+"""Recipes and plans as Rich tables; no torch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from latentia.recipes.overrides import keys
+
+if TYPE_CHECKING:
+    from latentia.recipes.plan import Plan, Row
+    from latentia.recipes.recipe import Recipe
+
+
+def count(value: float, unit: str = "") -> str:
+    """3.57e7 → `35.7 M`: three digits and a decimal prefix."""
+    prefixes = ["", "k", "M", "G", "T", "P", "E", "Z"]
+    index = 0
+    while abs(value) >= 999.5 and index < len(prefixes) - 1:
+        value, index = value / 1000, index + 1
+    return f"{value:.3g} {prefixes[index]}{unit}".rstrip()
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a reader says them: `4.2 s`, `12 min`, `3.1 h`, `24 days`."""
+    if seconds is None:
+        return "not measured"
+    for limit, size, unit in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.2g} {unit}" if seconds / size < 10 else f"{seconds / size:.0f} {unit}"
+    days = seconds / 86400
+    return f"{days:.2g} days" if days < 10 else f"{days:,.0f} days"
+
+
+def plan_table(plan: Plan) -> Group:
+    """The dry run: one column for each network of each phase, totals and assumptions below."""
+    table = Table(title=f"{plan.recipe}: dry run, nothing was trained", title_justify="left", pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for row in plan.rows:
+        table.add_column(f"{row.phase}\n{row.network}" + ("" if row.trained else " (frozen)"), justify="right")
+    lines: tuple[tuple[str, Callable[[Row], str]], ...] = (
+        ("input, one sample", lambda row: _shape(row.input_shape)),
+        ("output", lambda row: _shape(row.output_shape)),
+        ("parameters", lambda row: f"{row.parameters:,}"),
+        ("forward, one sample", lambda row: count(row.forward_flops, "FLOP")),
+        ("samples × batch", lambda row: f"{count(row.samples)} × {row.batch_size}"),
+        ("whole phase", lambda row: count(row.total_flops, "FLOP")),
+        ("weights and optimizer", lambda row: count(row.state_bytes, "B")),
+        ("activations", lambda row: count(row.activation_bytes, "B")),
+        ("time here", lambda row: duration(row.seconds_here) + ("" if row.measured or not row.seconds_here else " *")),
+        ("time on one A100", lambda row: duration(row.seconds_a100)),
+    )
+    for label, cell in lines:
+        table.add_row(label, *(cell(row) for row in plan.rows))
+    total = (
+        f"total: {count(plan.parameters)} parameters trained, {count(plan.total_flops, 'FLOP')}, "
+        f"{count(plan.memory_bytes, 'B')} of memory, {duration(plan.seconds_here)} here ({plan.machine}), "
+        f"{duration(plan.seconds_a100)} on one A100"
+    )
+    return Group(table, Text(total), Text("\n".join(_assumptions(plan)), style="dim"))
+
+
+def _assumptions(plan: Plan) -> list[str]:
+    peak = 156 if plan.precision == "no" else 312
+    notes = [f"A100: 30 % of {peak} TFLOP/s ({'TF32' if plan.precision == 'no' else plan.precision})."]
+    if any(row.seconds_here is not None and not row.measured for row in plan.rows):
+        notes.append(f"* from this machine's 3×3 convolution, {count(plan.conv_flops_per_second or 0, 'FLOP/s')}.")
+    if any(row.measured for row in plan.rows):
+        notes.append("Times without * are from a few real steps.")
+    return notes
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(str(n) for n in shape) or "scalar"
+
+
+def list_table(recipes: dict[str, str]) -> Table:
+    """Names and first lines of all recipes."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("recipe", style="bold", no_wrap=True)
+    table.add_column("what it trains")
+    for name, line in recipes.items():
+        table.add_row(name, line)
+    return table
+
+
+def recipe_page(build: Callable[[], Recipe]) -> Group:
+    """A recipe's docstring and every key that `key=value` can set."""
+    recipe = build()
+    table = Table(box=None, pad_edge=False)
+    for title in ("key", "default", "type", "meaning"):
+        table.add_column(title, style="bold" if title == "key" else None, no_wrap=title == "key")
+    for key in keys(recipe):
+        table.add_row(key.name, Text(_default(key.value)), Text(key.type_name), key.description)
+    return Group(Text(recipe.name, style="bold"), Text(inspect.getdoc(build) or ""), Text(), table)
+
+
+def _default(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(_default(item) for item in value) or "()"
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,150 @@
+"""DDIM: the deterministic step of a diffusion, and everything up to its fully random one."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from latentia.core.config import register_to_config
+from latentia.core.rng import Generators
+from latentia.errors import InputError
+from latentia.schedulers.diffusion import DiffusionScheduler, clip_or_threshold
+from latentia.schedulers.prediction import affine, eps_coefficients, operands, x0_coefficients
+from latentia.schedulers.scheduler import LazyX0, StepOutput
+from latentia.schedulers.spacing import Array, check_num_steps
+
+
+def ddim_coefficients(level: Array, level_next: Array, eta: float) -> tuple[Array, Array, Array]:
+    """(signal, direction, noise) of x_next = signal·x̂₀ + direction·ε̂ + noise·z (Song et al., 2021, eq. 12, 16).
+
+    noise = η √((1 − ᾱ')/(1 − ᾱ) · (1 − ᾱ/ᾱ')) and direction = √(1 − ᾱ' − noise²) for ᾱ = `level`,
+    ᾱ' = `level_next`. η = 0 is DDIM, η = 1 is DDPM. Raises `InputError` for η so large that direction² < 0.
+    """
+    noise = eta * np.sqrt((1 - level_next) / (1 - level) * (1 - level / level_next))
+    square = 1 - level_next - noise**2
+    if eta < 0 or (square < -1e-9).any():
+        raise InputError(f"eta must lie in [0, 1], got {eta}")
+    return np.sqrt(level_next), np.sqrt(np.maximum(square, 0)), noise
+
+
+class DDIMScheduler(DiffusionScheduler):
+    """Denoising Diffusion Implicit Models (Song et al., 2021, arXiv 2010.02502).
+
+        x' = √ᾱ' x̂₀ + √(1 − ᾱ' − s²) ε̂ + s z,    s = η √((1 − ᾱ')/(1 − ᾱ) · (1 − ᾱ/ᾱ'))
+
+    ᾱ' belongs to the next entry of `timesteps`; after the last it is 1 (`set_alpha_to_one`) or ᾱ₀.
+
+    Args:
+        num_train_timesteps: T, the length of the β schedule.
+        beta_start, beta_end, beta_schedule, trained_betas: see `betas.make_betas`.
+        clip_sample, clip_sample_range: clip x̂₀ to ± range. Right for pixels in [−1, 1], wrong for latents.
+        set_alpha_to_one: end at ᾱ' = 1 instead of ᾱ₀.
+        steps_offset, timestep_spacing: see `spacing.spaced_timesteps`.
+        prediction_type: `epsilon`, `sample` or `v_prediction`.
+        thresholding, dynamic_thresholding_ratio, sample_max_value: dynamic thresholding in place of clipping.
+        rescale_betas_zero_snr: make ᾱ_T = 0.
+        compat: step to t − ⌊T/n⌋ and space timesteps as Diffusers 0.42.1 does.
+    """
+
+    step_options = frozenset({"eta", "use_clipped_model_output", "variance_noise"})
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        clip_sample: bool = True,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        rescale_betas_zero_snr: bool = False,
+        compat: bool = False,
+    ) -> None:
+        self._set_up(zero_snr=rescale_betas_zero_snr)
+        self._last_level = 1.0 if set_alpha_to_one else float(self._level[0])
+        self.final_alpha_cumprod = torch.tensor(self._last_level, dtype=torch.float32)
+        self._limits = bool(thresholding or clip_sample)
+
+    def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
+        """Choose `num_inference_steps` timesteps (1 … T) on `device`; raises `InputError` for any other number."""
+        num = check_num_steps(num_inference_steps, self.config.num_train_timesteps)
+        times = self._spaced(num).round()
+        if not self.config.compat:
+            self._refuse_undefined_start(times)
+        self._start_run(times, torch.int64, device)
+        self.num_inference_steps = num
+        self._times = times
+        self._eta: float | None = None
+
+    def _next_levels(self, times: Array) -> Array:
+        if self.config.compat:
+            after = times - self.config.num_train_timesteps // (self.num_inference_steps or 1)
+        else:
+            after = np.append(times[1:], -1)
+        return np.where(after < 0, self._last_level, self._level[np.maximum(after, 0).astype(np.int64)])
+
+    def _prepare(self, eta: float) -> None:
+        """Per-step numbers for one η: the plain step, the clipped one, the clipped one with ε recomputed."""
+        level = self._levels_at(self._times)
+        with np.errstate(divide="ignore", invalid="ignore"):  # compat may ask for ε where there is no signal
+            signal, direction, noise = ddim_coefficients(level, self._next_levels(self._times), eta)
+            alpha, sigma = np.sqrt(level), np.sqrt(1 - level)
+            p, q = x0_coefficients(self.prediction_type, alpha, sigma)
+            ex, ey = eps_coefficients(self.prediction_type, alpha, sigma)
+            plain = signal * p + direction * ex, signal * q + direction * ey
+            clipped = signal, direction * ex, direction * ey
+            again = signal - direction * alpha / sigma, direction / sigma
+        columns = [column.tolist() for column in (p, q, noise, *plain, *clipped, *again)]
+        self._rows = list(zip(*columns))
+        self._eta = eta
+
+    def step(  # type: ignore[override]
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: Generators = None,
+        variance_noise: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> StepOutput | tuple[torch.Tensor, ...]:
+        """The sample at the next timestep; see `SchedulerMixin.step`.
+
+        Args:
+            eta: 0 deterministic … 1 as random as DDPM.
+            use_clipped_model_output: recompute ε̂ from the clipped x̂₀, so that the two agree.
+            variance_noise: z itself, instead of a generator.
+        """
+        index = self.index_for_timestep(timestep)
+        if eta != self._eta:
+            self._prepare(eta)
+        p, q, noise, a, b, signal, ex, ey, again, rest = self._rows[index]
+        y, x = operands(model_output, sample)
+        x0: LazyX0
+        if not self._limits:
+            x0 = (p, x, q, y)
+            previous = affine(a, x, b, y)
+        else:
+            x0 = clip_or_threshold(self.config, affine(p, x, q, y))
+            if use_clipped_model_output:
+                previous = affine(again, x0, rest, x)
+            else:
+                previous = affine(signal, x0, ey, y)
+                if ex:
+                    previous.add_(x, alpha=ex)
+        if noise:
+            previous.add_(self._noise(x, generator, variance_noise), alpha=noise)
+        if previous.dtype is not sample.dtype:
+            previous = previous.to(sample.dtype)
+        self._step_index = index + 1
+        output = StepOutput(previous, x0)
+        return output if return_dict else output.to_tuple()

@@ -1,0 +1,113 @@
+"""One process or many: starting Accelerate, wrapping an objective in DDP or FSDP2, sharded tensors whole and back."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from latentia.core.protocols import Batch
+from latentia.errors import InputError
+from latentia.training.objective import Objective
+from latentia.training.settings import Settings
+
+
+def start_accelerator(settings: Settings) -> Accelerator:
+    """Accelerate for these settings: the device, the processes that `torchrun` started, autocast, loss scaling.
+
+    Raises `InputError` when the device is not there, when `fp16` is asked of a CPU, and for `fsdp` with one process.
+    """
+    kind = settings.device.split(":")[0]
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not present.get(kind, True):
+        raise InputError(f"device {settings.device!r} is not available here: use 'cpu' or 'auto'")
+    if kind == "cuda" and ":" in settings.device:
+        torch.cuda.set_device(settings.device)
+    # Accelerate's state is process-wide and refuses another precision or device than the first one asked for.
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    accelerator = Accelerator(cpu=kind == "cpu", mixed_precision=settings.precision)
+    if settings.precision == "fp16" and accelerator.device.type == "cpu":
+        raise InputError("precision 'fp16' needs a GPU: use 'bf16' or 'no' on the CPU")
+    if settings.fsdp and settings.precision == "fp16":
+        raise InputError("fsdp with precision 'fp16' would scale losses per shard: use 'bf16'")
+    if settings.fsdp and accelerator.num_processes == 1:
+        raise InputError("fsdp shards over processes and there is one: start with torchrun --nproc_per_node N")
+    return accelerator
+
+
+def wrap(objective: Objective, accelerator: Accelerator, settings: Settings) -> tuple[Objective, nn.Module]:
+    """The objective as it is trained, and the module to call: the objective itself, or DDP around it.
+
+    With FSDP both are a sharded copy, so that the caller's modules stay whole; `unshard_into` fills them.
+    """
+    objective.to(accelerator.device)
+    if settings.channels_last:
+        objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if settings.compile:
+        for module in objective.modules_by_name.values():
+            module.compile()
+    if settings.fsdp:
+        sharded = copy.deepcopy(objective)
+        for block in outermost_blocks(sharded):
+            fully_shard(block)
+        fully_shard(sharded)
+        return sharded, sharded
+    if accelerator.num_processes == 1:
+        return objective, objective
+    device = accelerator.device
+    # In a step of several turns each turn's loss reaches only some of the parameters.
+    several = len(objective.turns) > 1
+    ids = [device.index] if device.type == "cuda" else None
+    return objective, DistributedDataParallel(objective, device_ids=ids, find_unused_parameters=several)
+
+
+def outermost_blocks(module: nn.Module) -> list[nn.Module]:
+    """The entries of every `nn.ModuleList` that lies in no other one: the pieces FSDP gathers one at a time."""
+    blocks: list[nn.Module] = []
+    for child in module.children():
+        blocks += list(child) if isinstance(child, nn.ModuleList) else outermost_blocks(child)
+    return blocks
+
+
+def any_process(accelerator: Accelerator, *flags: bool) -> tuple[bool, ...]:
+    """Each flag, raised if it is raised in any process; all processes get the same answer."""
+    if accelerator.num_processes == 1:
+        return flags
+    raised = torch.tensor(flags, dtype=torch.int32, device=accelerator.device)
+    torch.distributed.all_reduce(raised, torch.distributed.ReduceOp.MAX)
+    return tuple(bool(flag) for flag in raised.tolist())
+
+
+def to_device(batch: Batch, device: torch.device, channels_last: bool = False) -> dict[str, torch.Tensor]:
+    """A batch on the device, its 4-D floating tensors as NHWC if asked."""
+    moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+    if not channels_last:
+        return moved
+    return {k: v.to(memory_format=torch.channels_last) if v.ndim == 4 else v for k, v in moved.items()}
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor gathered (every process must call); any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(value: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
+    """`value` on `example`'s device, and sharded as `example` is."""
+    value = value.to(example.device)
+    if isinstance(example, DTensor):
+        return distribute_tensor(value, example.device_mesh, example.placements)
+    return value
+
+
+@torch.no_grad()
+def unshard_into(objective: Objective, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy whole tensors, `{module name.key: tensor}`, into an objective's modules."""
+    for name, module in objective.modules_by_name.items():
+        for key, target in module.state_dict(keep_vars=True).items():
+            target.copy_(tensors[f"{name}.{key}"])
