@@ -142,13 +142,16 @@ class SpatialCodec(GradientCheckpointing, ModelMixin):
         `generator` is accepted for all codecs alike; this decoder draws nothing.
         With `return_dict=False` returns `(sample,)`. Raises `InputError` for a wrong shape.
         """
+        self._check_latents(z)
         sample = self._decode(z)
         return DecoderOutput(sample) if return_dict else (sample,)
 
-    def _decode(self, z: torch.Tensor) -> torch.Tensor:
+    def _check_latents(self, z: torch.Tensor) -> None:
         channels = self.decoder.conv_in.in_channels
         if z.ndim != 4 or z.shape[1] != channels:
             raise InputError(f"z has shape {tuple(z.shape)}: expected (batch, {channels}, height, width)")
+
+    def _decode(self, z: torch.Tensor) -> torch.Tensor:
         return self._run(self._decode_tile, z, Fraction(self.factor), 1)
 
     def _decode_tile(self, z: torch.Tensor) -> torch.Tensor:
@@ -163,6 +166,7 @@ class SpatialCodec(GradientCheckpointing, ModelMixin):
 
     def from_latents(self, z: torch.Tensor, generator: Generators = None) -> torch.Tensor:
         """Scaled z (B, latent_channels, h, w) → x̂ (B, out_channels, f·h, f·w)."""
+        self._check_latents(z)
         shift, scale = self._shift_and_scale(z)
         return self._decode(z / scale + shift)
 

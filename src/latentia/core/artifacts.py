@@ -80,8 +80,8 @@ def save_state_dict(
 def load_state_dict(path: Path | str, *, variant: str | None = None, stem: str = STEM) -> StateDict:
     """Read tensors from a model folder, a safetensors file, or a pickle of tensors.
 
-    Tensors are views of the mapped file: copy them before the file is changed in place. A pickle (.bin, .pt, .ckpt) is read with
-    `weights_only=True`, so that nothing in it can run; a checkpoint's `state_dict` entry is unwrapped.
+    Tensors are views of the mapped file: copy them before the file is changed in place. A pickle (.bin, .pt, .ckpt)
+    is read with `weights_only=True`, so that nothing in it can run; a checkpoint's `state_dict` entry is unwrapped.
     Raises `ArtifactError` for anything missing, truncated, foreign or unsafe.
     """
     path = Path(path)
@@ -102,7 +102,7 @@ def read_safetensors(path: Path) -> StateDict:
     """Tensors of one safetensors file, tied names restored; `ArtifactError` when it is not a whole one."""
     header = read_header(path)
     try:
-        with safetensors.safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safetensors.safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in header.tensors}
     except (safetensors.SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}): copy or download it again") from error
@@ -214,4 +214,4 @@ def _write_file(path: Path, tensors: StateDict, metadata: dict[str, str]) -> Non
 def _write_tensor(file: BinaryIO, tensor: torch.Tensor) -> None:
     if tensor.numel():
         flat = tensor.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-        file.write(memoryview(flat.view(torch.uint8).numpy()))
+        file.write(flat.view(torch.uint8).numpy().data)

@@ -138,8 +138,8 @@ def freeze_mapping(values: Mapping[Any, Any]) -> dict[str, Any]:
 def register_to_config(init: Init) -> Init:
     """Record every argument of `__init__` in `self.config` (before the body runs).
 
-    The constructor of the built class records; those that it calls further up do not. Raises `TypeError` at
-    definition for `*args` and `**kwargs`, and `ConfigError` at call that names all unknown and renamed arguments at once.
+    The constructor of the built class records; those that it calls further up do not. Raises `TypeError` at definition
+    for `*args` and `**kwargs`, and `ConfigError` at call that names all unknown and renamed arguments at once.
     """
     parameters = list(inspect.signature(init).parameters.values())[1:]
     for parameter in parameters:
@@ -303,4 +303,4 @@ class ConfigMixin:
 
 def to_json(values: Mapping[str, Any]) -> str:
     """Diffusers' JSON: two-space indent, sorted keys, trailing newline."""
-    return json.dumps(values, indent=2, sort_keys=True) + "\n"
+    return json.dumps(dict(values), indent=2, sort_keys=True) + "\n"

@@ -13,7 +13,7 @@ from typing import Any
 from latentia.errors import ArtifactError
 
 ORPHAN_AGE = 3600.0
-"""Seconds after which an unfinished file that nobody writes to any more is taken for left behind by a killed process."""
+"""Seconds without a write after which an unfinished file is taken for one that a killed process left behind."""
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:

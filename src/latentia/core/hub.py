@@ -48,7 +48,7 @@ def resolve_folder(
         folder = root / subfolder if subfolder else root
         return folder.is_dir() and (complete is None or complete(folder))
 
-    # A mistyped `runs/demo` must not become a question to the Hub: where the first part is a folder here, only the cache is asked.
+    # A mistyped `runs/demo` must not become a question to the Hub: with a folder `runs` here only the cache is asked.
     online = not (local_files_only or _offline() or path.parent.is_dir())
     cached = _cached(name, revision, wanted, cache_dir)
     if cached is not None and (enough(cached) or not online):
@@ -117,8 +117,9 @@ def _download(
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), cache_dir=cache_dir))
     except Exception as error:  # whatever the HTTP library of the day raises
+        reason = (str(error).strip() or "no message").splitlines()[0]
         raise ArtifactError(
-            f"{name!r} is not a folder here and could not be fetched from the Hub ({type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}). Check the name and revision; "
+            f"{name!r} is not a folder here and could not be fetched from the Hub "
+            f"({type(error).__name__}: {reason}). Check the name and revision; "
             f"without a network, run `hf download {name}` where there is one, copy the folder, and pass its path"
         ) from error

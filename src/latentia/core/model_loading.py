@@ -16,7 +16,7 @@ _RANDOM = frozenset(
 
 
 class SkipInit(TorchFunctionMode):
-    """Within this context the current thread leaves parameters undrawn: no time, no memory touched, no random numbers used.
+    """Within this context the current thread leaves parameters undrawn: no time, memory or random numbers are used.
 
     Buffers and constants are computed as always (so that those outside the state dict are right), which building on
     the meta device could not do. The mode belongs to one thread: others build their models meanwhile undisturbed.

@@ -17,7 +17,11 @@ class Output:
         return tuple(v for f in fields(self) if (v := getattr(self, f.name)) is not None)
 
     def __getitem__(self, key: int | slice | str) -> Any:
-        return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in self.__dataclass_fields__:
+            raise KeyError(f"{type(self).__name__} has no {key!r}; it has: {', '.join(self.__dataclass_fields__)}")
+        return getattr(self, key)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.to_tuple())

@@ -5,6 +5,7 @@ processes. Noise is drawn on the generator's own device (the CPU by default) and
 """
 
 import hashlib
+import operator
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -16,8 +17,15 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from any number of integers and strings; equal parts give equal seeds."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    """A 63-bit seed from any number of integers and strings; equal parts give equal seeds, in every process.
+
+    Integers of numpy and torch count as Python's. Raises `InputError` for any other part.
+    """
+    try:
+        plain = tuple(part if isinstance(part, str) else operator.index(part) for part in parts)
+    except TypeError:
+        raise InputError(f"a seed is derived from integers and strings, got {parts!r}") from None
+    digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
@@ -46,5 +54,7 @@ def randn(
         raise InputError(
             f"got {len(generator)} generators for a batch of {shape[0]}: give one generator per sample, or a single one"
         )
+    if not generator:
+        return torch.empty(tuple(shape), device=device, dtype=dtype)
     rows = [torch.randn(tuple(shape[1:]), generator=g, device=g.device, dtype=draw) for g in generator]
     return torch.stack([row.to(device) for row in rows]).to(dtype)

@@ -61,11 +61,11 @@ def decode_all(
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             return f"{type(error).__name__}: {error}"
 
-    found = list(_pool().map(attempt, sources))
+    found = list(_pool(os.getpid()).map(attempt, sources))
     failures = {i: each for i, each in enumerate(found) if isinstance(each, str)}
     return [None if isinstance(each, str) else each for each in found], failures
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
+def _pool(process: int) -> ThreadPoolExecutor:  # per process: threads do not survive a fork
     return ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="decode")

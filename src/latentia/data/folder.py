@@ -70,7 +70,7 @@ class ImageFolder:
         return found
 
     def without(self, files: Mapping[str, str]) -> "ImageFolder":
-        """The same folder without `files` (name → reason), which are recorded in `skipped`; classes keep their numbers."""
+        """The same folder without `files` (name → reason), which `skipped` records; classes keep their numbers."""
         kept = [i for i, name in enumerate(self.files) if name not in files]
         names, captions = [self.files[i] for i in kept], [self.captions[i] for i in kept]
         skipped = self.skipped | dict(files)

@@ -1,5 +1,6 @@
 """Data sets by name from the Hugging Face Hub, when the `datasets` package is installed."""
 
+import io
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -43,8 +44,12 @@ class HubDataset:
         labels = [0] * len(wanted) if self.label is None else table[self.label]
         return {"x": to_unit(x), "label": torch.tensor(labels, dtype=torch.int64)}
 
-    def _decode(self, picture: Image.Image) -> torch.Tensor:
-        return prepare(picture, self.shape[1], self.shape[0])
+    def _decode(self, cell: Any) -> torch.Tensor:
+        if isinstance(cell, Image.Image):
+            return prepare(cell, self.shape[1], self.shape[0])
+        source = cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])
+        with Image.open(source) as picture:
+            return prepare(picture, self.shape[1], self.shape[0])
 
 
 def hf_dataset(
@@ -88,6 +93,8 @@ def hf_dataset(
     image = _column("image column", image, columns, IMAGE_COLUMNS)
     if image is None:
         raise InputError(f"{name} has no image column among {', '.join(columns)}: say image='...'")
+    if isinstance(rows.features[image], datasets.Image):
+        rows = rows.cast_column(image, datasets.Image(decode=False))  # decoded here: in threads, failures by row
     label = _column("label column", label, columns, LABEL_COLUMNS)
     classes = getattr(rows.features[label], "names", None) or () if label else ()
     return HubDataset(rows, image, label, size, channels, classes)

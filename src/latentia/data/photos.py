@@ -40,8 +40,8 @@ class PhotoTiles:
             for scale in scales:
                 picture = _scaled(photo, scale, channels)
                 height, width = picture.shape[1:]
-                tops = torch.arange(0, height - size + 1, stride)
-                lefts = torch.arange(0, width - size + 1, stride)
+                tops = torch.arange(0, max(0, height - size + 1), stride)
+                lefts = torch.arange(0, max(0, width - size + 1), stride)
                 corners = torch.cartesian_prod(tops, lefts)
                 fixed = torch.tensor([len(self.pictures), LABELS[name]]).expand(len(corners), 2)
                 positions.append(torch.cat([fixed[:, :1], corners, fixed[:, 1:]], dim=1))

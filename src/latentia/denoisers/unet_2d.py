@@ -269,12 +269,11 @@ class UNet2DModel(GradientCheckpointing, ModelMixin):
 
     def _time(self, timestep: torch.Tensor | float | int, sample: torch.Tensor) -> torch.Tensor:
         """One time for the whole batch (1,) or one a sample (B,), on the sample's device."""
-        if not isinstance(timestep, torch.Tensor):
-            return torch.tensor([timestep], device=sample.device)
-        t = timestep.reshape(1) if timestep.ndim == 0 else timestep
+        t = timestep if isinstance(timestep, torch.Tensor) else torch.tensor(timestep)
+        t = t.reshape(1) if t.ndim == 0 else t
         if t.ndim != 1 or t.shape[0] not in (1, sample.shape[0]):
             raise InputError(
-                f"timestep has shape {tuple(timestep.shape)}: expected one number or one for each of the "
+                f"timestep has shape {tuple(t.shape)}: expected one number, or one for each of "
                 f"{sample.shape[0]} samples"
             )
         return t.to(sample.device)
@@ -282,7 +281,10 @@ class UNet2DModel(GradientCheckpointing, ModelMixin):
     def _embed(self, t: torch.Tensor, labels: torch.Tensor | None, batch: int) -> torch.Tensor:
         """The activated embedding of time and class, (B, E) or (1, E)."""
         dtype = self.conv_in.weight.dtype
-        features = self.time_proj(t.long() if self.time_kind == "learned" else t)
+        if self.time_kind == "learned":
+            features = _look_up(self.time_proj, t.long(), "timestep")
+        else:
+            features = self.time_proj(t)
         emb: torch.Tensor = self.time_embedding(features.to(dtype))
         if self.class_embedding is not None:
             emb = emb + self._embed_classes(labels, batch).to(dtype)
@@ -303,12 +305,18 @@ class UNet2DModel(GradientCheckpointing, ModelMixin):
             raise InputError(f"class_labels have shape {tuple(labels.shape)}: expected one for each of {batch} samples")
         if kind == "timestep":
             labels = self.time_proj(labels).to(self.conv_in.weight.dtype)
-        elif kind is None and labels.dtype not in (torch.int64, torch.int32):
-            raise InputError(f"class_labels have dtype {labels.dtype}: expected int64")
-        try:
-            embedded: torch.Tensor = self.class_embedding(labels)
-        except IndexError:
-            raise InputError(
-                f"class_labels {labels.tolist()} are out of range: give 0 to {self.config.num_class_embeds - 1}"
-            ) from None
+        elif kind is None:
+            if labels.dtype not in (torch.int64, torch.int32):
+                raise InputError(f"class_labels have dtype {labels.dtype}: expected int64")
+            return _look_up(self.class_embedding, labels, "class_labels")
+        embedded: torch.Tensor = self.class_embedding(labels)
         return embedded
+
+
+def _look_up(table: nn.Module, indices: torch.Tensor, name: str) -> torch.Tensor:
+    """Rows of an `nn.Embedding`; an index out of range raises `InputError` where the kernel notices (on the CPU)."""
+    try:
+        rows: torch.Tensor = table(indices)
+    except IndexError:
+        raise InputError(f"{name} {indices.tolist()} out of range: give 0 to {table.num_embeddings - 1}") from None
+    return rows

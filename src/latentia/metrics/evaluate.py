@@ -6,7 +6,7 @@ import torch
 
 from latentia.core.protocols import FeatureNetwork
 from latentia.errors import InputError
-from latentia.metrics.features import Images, PixelFeatures, batch_of, extract
+from latentia.metrics.features import Images, PixelFeatures, batch_of, device_of, extract
 from latentia.metrics.frechet import EPS, Gaussian, frechet_of, noise_ceiling, real_floor
 from latentia.metrics.kid import kernel_distance
 from latentia.metrics.measurement import Measurement
@@ -69,7 +69,8 @@ def predict(classifier: Classifier, images: Images, batch_size: int = 256) -> to
     if isinstance(classifier, torch.nn.Module):
         classifier.eval()
     rows = [range(i, min(i + batch_size, len(images))) for i in range(0, len(images), batch_size)]
-    found = torch.cat([classifier(batch_of(images, each)).argmax(1).cpu() for each in rows])
+    where = device_of(classifier)
+    found = torch.cat([classifier(batch_of(images, each).to(where)).argmax(1).cpu() for each in rows])
     if isinstance(classifier, torch.nn.Module):
         classifier.train(was_training)
     return found
@@ -125,7 +126,7 @@ class Judge:
         return report
 
     def floor(self, n: int, draws: int = 10, balanced: bool = True, disjoint: bool = False) -> Measurement:
-        """What `n` real images score against all (`disjoint`: against the others), mean over `draws`; see `real_floor`."""
+        """What `n` real images score against all real ones (`disjoint`: against the others); see `real_floor`."""
         labels = self.labels if balanced else None
         return real_floor(self.name, self.real, n, labels, draws, self.seed, disjoint=disjoint)
 

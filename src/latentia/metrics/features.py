@@ -60,14 +60,16 @@ class PixelFeatures:
 
 @torch.no_grad()
 def extract(
-    network: FeatureNetwork, images: Images, batch_size: int = 256, device: torch.device | str = "cpu"
+    network: FeatureNetwork, images: Images, batch_size: int = 256, device: torch.device | str | None = None
 ) -> torch.Tensor:
     """Features (N, D) float32 on the CPU of all `images`, `batch_size` at a time.
 
-    A network that is an `nn.Module` is measured in evaluation mode and left in the mode it had.
+    `device` is where the network runs; None: where its parameters are. An `nn.Module` is measured in
+    evaluation mode and left in the mode it had.
     Raises `InputError` for no images or features of a wrong shape, `NonFiniteError` for NaN or infinite ones.
     """
     total = len(images)
+    where = device_of(network) if device is None else device
     if total == 0:
         raise InputError(f"no images to measure with {network.name!r}")
     was_training = isinstance(network, nn.Module) and network.training
@@ -75,7 +77,7 @@ def extract(
         network.eval()
     try:
         rows = [
-            network.features(batch_of(images, range(start, min(start + batch_size, total))).to(device)).float().cpu()
+            network.features(batch_of(images, range(start, min(start + batch_size, total))).to(where)).float().cpu()
             for start in range(0, total, batch_size)
         ]
     finally:
@@ -97,3 +99,10 @@ def batch_of(images: Images, indices: Sequence[int]) -> torch.Tensor:
     if isinstance(images, torch.Tensor):
         return images[torch.as_tensor(indices)]
     return images.batch(indices)["x"]
+
+
+def device_of(network: object) -> torch.device:
+    """Device of a network's first parameter; the CPU when it has none."""
+    module = network.module if isinstance(network, ModuleFeatures) else network
+    first = next(module.parameters(), None) if isinstance(module, nn.Module) else None
+    return torch.device("cpu") if first is None else first.device

@@ -164,10 +164,10 @@ def real_floor(
 ) -> Measurement:
     """The floor: what `n` random real samples score against all of them, mean over `draws`.
 
-    With `labels` (N,) each draw is balanced over the classes; without, chance shifts the class shares too, which
-    on the digits doubles the floor. The drawn samples are a part of what they are compared with, which flatters them:
-    a generator that drew n fresh samples from the true distribution would score about (1/n + 1/N) / (1/n − 1/N)
-    times this. `disjoint` compares each draw with the samples that were not drawn instead: named `<name>_floor_disjoint`.
+    With `labels` (N,) each draw is balanced over the classes; without, chance moves the class shares too,
+    which doubles the floor of the digits. The drawn samples are part of what they are compared with, which
+    flatters them: n fresh samples of the true distribution would score about (1/n + 1/N) / (1/n − 1/N) times this.
+    With `disjoint` each draw is compared with the other samples instead, as `<name>_floor_disjoint`.
     `details` hold the standard deviation over the draws. Never zero, because n is finite.
     """
     total = len(features)

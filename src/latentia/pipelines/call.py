@@ -112,5 +112,6 @@ class PipelineCall:
             self.cancel.check()
         if self.interrupt:
             raise Cancelled(
-                f"the call was interrupted after step {self.step_index + 1} of {self.num_timesteps}; nothing was decoded"
+                f"the call was interrupted after step {self.step_index + 1} of {self.num_timesteps}; "
+                "nothing was decoded"
             )

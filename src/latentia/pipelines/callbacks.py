@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 class CancelToken:
     """A switch that stops running calls from anywhere: another thread, a signal handler, a web request.
 
-    `pipe(..., cancel=token)` raises `Cancelled` before the next step once `token.cancel()` was called; nothing is decoded.
+    `pipe(..., cancel=token)` raises `Cancelled` before the next step once `token.cancel()` was called;
+    nothing is decoded.
     """
 
     def __init__(self) -> None:
@@ -70,6 +71,7 @@ class PipelineCallback(ABC):
     def __call__(
         self, pipeline: Any, step_index: int, timestep: torch.Tensor, callback_kwargs: dict[str, Any]
     ) -> Mapping[str, Any] | None:
+        """What the loop calls: `callback_fn`."""
         return self.callback_fn(pipeline, step_index, timestep, callback_kwargs)
 
 
@@ -192,7 +194,7 @@ def check_returned(returned: object) -> Mapping[str, Any]:
         return {}
     if not isinstance(returned, Mapping):
         raise InputError(
-            f"callback_on_step_end returned {type(returned).__name__}: return None, or a dict of the tensors to replace "
-            "such as {'latents': latents}"
+            f"callback_on_step_end returned {type(returned).__name__}: return None, or a dict of the tensors "
+            "to replace such as {'latents': latents}"
         )
     return returned

@@ -50,8 +50,12 @@ def batch_of(batch_size: int | None, given: Mapping[str, int | None]) -> int:
 def check_generator(generator: object) -> Generators:
     """None, a generator, or a list of generators. Raises `InputError`."""
     listed = isinstance(generator, list | tuple)
-    if generator is None or isinstance(generator, torch.Generator) or (
-        listed and all(isinstance(g, torch.Generator) for g in generator)  # type: ignore[attr-defined]
+    if (
+        generator is None
+        or isinstance(generator, torch.Generator)
+        or (
+            listed and all(isinstance(g, torch.Generator) for g in generator)  # type: ignore[attr-defined]
+        )
     ):
         return generator  # type: ignore[return-value]
     raise InputError(
@@ -102,9 +106,7 @@ def check_step_options(scheduler: Any, options: Mapping[str, Any]) -> dict[str, 
     return given
 
 
-def class_indices(
-    labels: object, num_classes: int, null_class: int | None, names: Mapping[str, int]
-) -> list[int]:
+def class_indices(labels: object, num_classes: int, null_class: int | None, names: Mapping[str, int]) -> list[int]:
     """Class labels (one, or one per picture; ints or names) as indices. Raises `InputError` / `UnknownChoiceError`.
 
     Allowed are 0 … num_classes − 1 and, where the network has one, the null class.

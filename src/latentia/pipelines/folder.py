@@ -7,16 +7,19 @@ Nothing is imported on the folder's word: a class is looked up in Latentia's own
 """
 
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from latentia.core.config import FORMAT_VERSION, ConfigMixin, to_json
 from latentia.core.files import read_json, write_text_atomic
+from latentia.core.hub import resolve_folder
 from latentia.core.model import ModelMixin
+from latentia.core.weight_files import index_name, locate, single_name
 from latentia.errors import ArtifactError, nearest
 
 INDEX = "model_index.json"
@@ -25,6 +28,8 @@ LATENTIA_ONLY = frozenset({"Autoencoder", "LatentDiffusionPipeline"})
 OWN_LIBRARIES = ("diffusers", "latentia")
 FOREIGN: dict[tuple[str, str], Callable[[Path], Any]] = {}
 """(library, class) → loader, for components of other libraries such as `("transformers", "CLIPTextModel")`."""
+
+Base = TypeVar("Base")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,9 @@ def read_index(folder: Path) -> PipelineIndex:
     path = folder / INDEX
     class_name = loaded.get("_class_name")
     if not isinstance(class_name, str):
-        what = f"names code of its own ({class_name!r}), which is never run" if class_name else "names no pipeline class"
+        what = (
+            f"names code of its own ({class_name!r}), which is never run" if class_name else "names no pipeline class"
+        )
         raise ArtifactError(f"{path} {what}: load it with a class of Latentia, or ask its author for a plain pipeline")
     components: dict[str, tuple[str, str] | None] = {}
     values: dict[str, Any] = {}
@@ -74,7 +81,47 @@ def _entry(path: Path, name: str, value: list[str | None]) -> tuple[str, str] | 
     return library, class_name
 
 
-def public_class(name: str, base: type, kind: str, path: Path) -> type:
+def fetch_index(
+    name_or_path: str | os.PathLike[str], variant: str | None, revision: str | None, local_files_only: bool
+) -> PipelineIndex:
+    """The index of a folder or Hub id; from the Hub only the index, then only the files of the parts it names, come."""
+
+    def resolve(patterns: list[str], complete: Callable[[Path], bool]) -> Path:
+        return resolve_folder(
+            name_or_path,
+            revision=revision,
+            local_files_only=local_files_only,
+            allow_patterns=patterns,
+            complete=complete,
+        )
+
+    folder = resolve([INDEX], lambda found: (found / INDEX).is_file())
+    index = read_index(folder)
+    if Path(name_or_path).expanduser().is_dir():
+        return index
+    names = [name for name, entry in index.components.items() if entry is not None]
+    single = single_name(variant)
+    weights = [single, single.replace(".safetensors", "-?????-of-?????.safetensors"), index_name(variant)]
+    patterns = [f"{name}/{file}" for name in names for file in ("*config.json", *weights)]
+    folder = resolve([INDEX, *patterns], lambda found: all(_has_part(found, index, n, variant) for n in names))
+    return read_index(folder)
+
+
+def _has_part(folder: Path, index: PipelineIndex, name: str, variant: str | None) -> bool:
+    entry = index.components[name]
+    part = folder / name
+    if entry is None or entry in FOREIGN or not part.is_dir():
+        return entry is None or part.is_dir()
+    if not issubclass(public_class(entry[1], ConfigMixin, "component class", index.folder / INDEX), ModelMixin):
+        return True
+    try:
+        locate(part, variant)
+    except ArtifactError:
+        return False
+    return (part / ModelMixin.config_name).is_file()
+
+
+def public_class(name: str, base: type[Base], kind: str, path: Path) -> type[Base]:
     """The public Latentia class called `name`, a subclass of `base`. Raises `ArtifactError` with the nearest match."""
     public = importlib.import_module("latentia")
     found = getattr(public, name) if name in public.__all__ else None
@@ -97,9 +144,7 @@ def load_component(index: PipelineIndex, name: str, torch_dtype: torch.dtype | N
         return FOREIGN[entry](folder)
     found = public_class(entry[1], ConfigMixin, "component class", index.folder / INDEX)
     if issubclass(found, ModelMixin):
-        return found.from_pretrained(folder, torch_dtype=torch_dtype, variant=variant).eval()
-    if "from_pretrained" in vars(found) or entry[1].endswith("Pipeline"):
-        raise ArtifactError(f"{index.folder / INDEX}: {name} is a {entry[1]}, which is no component")
+        return found.from_pretrained(folder, torch_dtype=torch_dtype, variant=variant)
     return found.from_config(found.load_config(folder))
 
 

@@ -45,7 +45,8 @@ def predict_guided(
 ) -> torch.Tensor:
     """One guided prediction from one forward pass over the batch [uncond, cond].
 
-    A scale of at most 1 runs the conditional half alone. Channels beyond those of `z` (a learned variance) are not guided.
+    A scale of at most 1 runs the conditional half alone. Channels beyond those of `z` (a learned variance) are
+    not guided.
     """
     if scale <= 1:
         return model(z, t, **cond)
@@ -91,7 +92,8 @@ def check_interval(interval: object) -> tuple[float, float]:
 
 
 def _number(name: str, value: object, low: float, high: float, advice: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not low <= value <= high:
+    number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    if not math.isfinite(number) or not low <= number <= high:
         bound = f"between {low:g} and {high:g}" if math.isfinite(high) else f"finite and at least {low:g}"
         raise InputError(f"{name} must be a number {bound}, got {value!r}; try {advice}")
-    return float(value)
+    return number

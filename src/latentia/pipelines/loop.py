@@ -34,19 +34,18 @@ def sample_loop(
     `callback` gets the `wanted` tensors; `advance` moves the progress bar.
     Raises `Cancelled`, and `NonFiniteError` naming the first step whose latents hold a NaN or infinity.
     """
-    scheduler, options = call.scheduler, dict(step_options or {})
-    predicts_x0 = "pred_original_sample" in wanted
+    scheduler, options = call.scheduler, step_options or {}
     finite = FiniteWatch(call.num_timesteps)
     for i, t in enumerate(call.timesteps):
         call.check_cancelled()
         object.__setattr__(call, "step_index", i)
         output = denoise(call, scheduler.scale_model_input(latents, t), t)
-        seen = {"model_output": output}
-        if predicts_x0:
-            seen["pred_original_sample"] = scheduler.predict_x0(output, t, latents)
-        latents = scheduler.step(output, t, latents, generator=generator, **options).prev_sample
+        stepped = scheduler.step(output, t, latents, generator=generator, **options)
+        latents = stepped.prev_sample
         if callback is not None:
-            shown = {"latents": latents, **call.tensors, **seen}
+            shown = {"latents": latents, **call.tensors, "model_output": output}
+            if "pred_original_sample" in wanted:
+                shown["pred_original_sample"] = stepped.pred_original_sample
             returned = callback(call, i, t, {name: shown[name] for name in wanted})
             latents = _replace(call, check_returned(returned), shown)
         finite.see(latents)

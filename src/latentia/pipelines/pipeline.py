@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from latentia.core.config import FrozenConfig
-from latentia.core.hub import resolve_folder
 from latentia.core.protocols import Codec, Scheduler
+from latentia.core.rng import Generators
 from latentia.errors import ArtifactError, InputError, unknown_choice
 from latentia.pipelines import folder as layout
 from latentia.pipelines.call import ALIASES, PER_CALL
@@ -45,10 +45,12 @@ class DiffusionPipeline(ABC):
     Class attributes:
         roles: component name → role (`codec`, `denoiser`, `scheduler`), in constructor order.
         optional_components: those that may be None.
+        value_names: plain constructor values, stored in the index when given.
     """
 
     roles: ClassVar[Mapping[str, str]] = {}
     optional_components: ClassVar[frozenset[str]] = frozenset()
+    value_names: ClassVar[tuple[str, ...]] = ()
     _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ("latents",)
     __call__: Callable[..., Any]
 
@@ -119,7 +121,7 @@ class DiffusionPipeline(ABC):
 
     def progress_bar(self, total: int) -> Any:
         """A tqdm bar of `total` turns."""
-        from tqdm.auto import tqdm
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
         return tqdm(total=total, **self._progress)
 
@@ -128,7 +130,7 @@ class DiffusionPipeline(ABC):
         return f"{type(self).__name__}({parts})"
 
     @abstractmethod
-    def decode(self, z: torch.Tensor) -> torch.Tensor:
+    def decode(self, z: torch.Tensor, generator: Generators = None) -> torch.Tensor:
         """What is sampled → data in about [-1, 1]."""
 
     # Folder ----------------------------------------------------------------------------------------------
@@ -164,11 +166,11 @@ class DiffusionPipeline(ABC):
         `overrides` are components and constructor values by name, used in place of the folder's.
         Raises `ArtifactError` for a missing, broken or hostile folder; no code from it is ever run.
         """
-        path = resolve_folder(name_or_path, revision=revision, local_files_only=local_files_only)
-        index = layout.read_index(path)
+        index = layout.fetch_index(name_or_path, variant, revision, local_files_only)
         built = cls
         if cls is DiffusionPipeline:
-            built = layout.public_class(index.class_name, DiffusionPipeline, "pipeline class", path / layout.INDEX)
+            where = index.folder / layout.INDEX
+            built = layout.public_class(index.class_name, DiffusionPipeline, "pipeline class", where)  # type: ignore[type-abstract]
         return built._build(index, torch_dtype, variant, overrides)
 
     @classmethod
@@ -200,6 +202,3 @@ class DiffusionPipeline(ABC):
                     layout.load_component(index, name, torch_dtype, variant) if name not in missing else None
                 )
         return cls(**{**arguments, **overrides})
-
-    value_names: ClassVar[tuple[str, ...]] = ()
-    """Plain constructor values, stored in the index when given."""

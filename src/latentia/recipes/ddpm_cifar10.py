@@ -11,7 +11,7 @@ class DDPMCIFAR10(PixelDiffusion):
 def ddpm_cifar10() -> DDPMCIFAR10:
     """DDPM on CIFAR-10 as published: 35,746,307 parameters, 800,000 steps of 128 images.
 
-    Command: latentia train ddpm-cifar10 data=hf:cifar10 --out runs/ddpm-cifar10
+    Command: latentia train ddpm-cifar10 --out runs/ddpm-cifar10
     Cost:    3.8 EFLOP: about 23 hours on one A100; the paper used a TPU v3-8. Months on 2 CPU cores
              (`--dry-run` says how many here).
     Expect:  FID 3.17 with 1000 DDPM steps and σ² = β (50,000 samples), 4.67 with 50 DDIM steps.
@@ -22,7 +22,7 @@ def ddpm_cifar10() -> DDPMCIFAR10:
     """
     return DDPMCIFAR10(
         name="ddpm-cifar10",
-        data="hf:cifar10",
+        data="hf:uoft-cs/cifar10",
         image_size=32,
         flip=True,
         steps=800_000,

@@ -1,6 +1,6 @@
 """`digits-ddpm`: diffusion on the pixels of real handwritten digits, the baseline of `digits-ldm`."""
 
-from latentia.recipes.parts import Average, Noise, Optim, UNet
+from latentia.recipes.parts import Average, Noise, Optim, Target, UNet
 from latentia.recipes.pixel import PixelDiffusion
 
 
@@ -22,10 +22,10 @@ def digits_ddpm() -> DigitsDDPM:
         image_size=16,
         image_channels=1,
         num_classes=10,
-        label_dropout=0.1,
         steps=1500,
         batch_size=64,
         unet=UNet(channels=(32, 48, 64), layers=1, groups=8),
+        objective=Target(label_dropout=0.1),
         noise=Noise(clip_sample=True),
         optim=Optim(lr=1e-3, warmup=50, schedule="cosine"),
         ema=Average(decay=0.998),

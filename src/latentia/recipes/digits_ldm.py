@@ -1,15 +1,11 @@
 """`digits-ldm`: latent diffusion on real handwritten digits, small enough for two CPU cores."""
 
-from pydantic import Field
-
 from latentia.recipes.latent import LatentDiffusion
-from latentia.recipes.parts import Average, Fraction, Noise, Optim, TrainedKL, UNet
+from latentia.recipes.parts import Average, Noise, Optim, Target, TrainedKL, UNet
 
 
 class DigitsLDM(LatentDiffusion):
     """A KL-VAE (32×32 → 8×8×4) and a class-conditional UNet on its latents."""
-
-    label_dropout: Fraction = Field(0.1, description="share of labels replaced by the null class, for guidance")
 
 
 def digits_ldm() -> DigitsLDM:
@@ -38,6 +34,7 @@ def digits_ldm() -> DigitsLDM:
             optim=Optim(lr=2e-3, schedule="cosine"),
         ),
         unet=UNet(channels=(48, 64), layers=1, attention=(1,), groups=8),
+        objective=Target(label_dropout=0.1),
         noise=Noise(beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195),
         optim=Optim(lr=1e-3, schedule="cosine", warmup=50),
         ema=Average(decay=0.998),

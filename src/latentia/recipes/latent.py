@@ -1,6 +1,6 @@
 """LatentDiffusion: the recipe of Rombach et al. 2022, whatever the data and the sizes.
 
-    images ─▶ codec (trained here, or given as a folder) ─▶ latents of unit variance ─▶ UNet, averaged
+images ─▶ codec (trained here, or given as a folder) ─▶ latents of unit variance ─▶ UNet, averaged
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from latentia.recipes.parts import Average, Fraction, Noise, Optim, TrainedKL, UNet
+from latentia.recipes.parts import Average, Noise, Optim, Target, TrainedKL, UNet
 from latentia.recipes.recipe import Bench, Recipe, use_average
 from latentia.recipes.sources import PUBLISHED_SIZES, codec_like, load_codec, open_data
 
 if TYPE_CHECKING:
     import torch
 
-    from latentia.codecs.spatial_codec import SpatialCodec
     from latentia.core.protocols import Batch, Dataset
     from latentia.pipelines.latent import LatentDiffusionPipeline
     from latentia.recipes.plan import Work
+    from latentia.training.latents import AnyCodec
     from latentia.training.phase import Phase, PhaseResult
 
 
@@ -31,20 +31,20 @@ class LatentDiffusion(Recipe):
 
     data: str = Field(description="digits, photos, hf:NAME, or a folder of images (of class folders)")
     image_size: PositiveInt = Field(description="pixels a side")
-    image_channels: PositiveInt = Field(3, description="1 (grey) or 3 (RGB)")
-    num_classes: NonNegativeInt = Field(0, description="classes that the UNet is told; 0 is unconditional")
-    label_dropout: Fraction = Field(0.0, description="share of labels replaced by the null class, for guidance")
-    codec: str | None = Field(None, description="folder of a trained first stage; none trains `vae` first")
+    image_channels: PositiveInt = Field(default=3, description="1 (grey) or 3 (RGB)")
+    num_classes: NonNegativeInt = Field(default=0, description="classes that the UNet is told; 0 is unconditional")
+    codec: str | None = Field(default=None, description="folder of a trained first stage; none trains `vae` first")
     vae: TrainedKL = Field(description="the first stage that is trained when no codec is given")
-    cache: bool = Field(True, description="encode the data once before the main phase, instead of in every step")
+    cache: bool = Field(default=True, description="encode the data once, not in every step")
     unet: UNet = Field(description="the denoiser")
-    noise: Noise = Field(Noise(), description="the diffusion process")
-    optim: Optim = Field(Optim(), description="optimizer of the UNet")
-    ema: Average = Field(Average(), description="average of the UNet's weights")
+    objective: Target = Field(default=Target(), description="what is minimised")
+    noise: Noise = Field(default=Noise(), description="the diffusion process")
+    optim: Optim = Field(default=Optim(), description="optimizer of the UNet")
+    ema: Average = Field(default=Average(), description="average of the UNet's weights")
 
     def images(self, split: str = "train") -> Dataset:
         """The real images, as `{"x": (N, C, H, W) in [-1, 1]}` and `label` when there are classes."""
-        return open_data(self.data, split, self.image_size, self.image_channels)
+        return open_data(self.data, split, self.image_size, self.image_channels, num_classes=self.num_classes)
 
     def phases(self, bench: Bench) -> list[tuple[str, Callable[[], Phase]]]:
         """`vae` unless a codec is given, then `unet`."""
@@ -59,7 +59,7 @@ class LatentDiffusion(Recipe):
         vae = bench.keep("vae", self.vae.build(self.image_size, self.image_channels))
         return Phase(
             name="vae",
-            objective=ReconstructionObjective(vae, kl_weight=self.vae.kl_weight, reduction="sum", loss=self.vae.loss),
+            objective=ReconstructionObjective(vae, self.vae.kl_weight, self.vae.reduction, self.vae.loss),
             data=self.images(),
             steps=self.vae.steps,
             batch_size=self.vae.batch_size,
@@ -68,7 +68,6 @@ class LatentDiffusion(Recipe):
 
     def unet_phase(self, bench: Bench) -> Phase:
         """Train the denoiser on the codec's latents, rescaled to unit variance."""
-        from latentia.training.objectives import DiffusionObjective
         from latentia.training.phase import Phase
 
         images = self.images()
@@ -78,7 +77,7 @@ class LatentDiffusion(Recipe):
         scheduler = bench.keep("scheduler", self.noise.build())
         return Phase(
             name="unet",
-            objective=DiffusionObjective(unet, scheduler, label_dropout=self.label_dropout),
+            objective=self.objective.build(unet, scheduler),
             data=self.latents(codec, images),
             steps=self.steps,
             batch_size=self.batch_size,
@@ -88,7 +87,7 @@ class LatentDiffusion(Recipe):
             preview=lambda: self.preview(bench),
         )
 
-    def first_stage(self, bench: Bench, images: Dataset) -> SpatialCodec:
+    def first_stage(self, bench: Bench, images: Dataset) -> AnyCodec:
         """The codec, frozen; one trained here gets `scaling_factor` = 1/std of the data's latents (LDM's rule)."""
         from latentia.training.latents import measure_scale
 
@@ -98,7 +97,7 @@ class LatentDiffusion(Recipe):
         codec.set_scale(*measure_scale(codec, images))
         return codec
 
-    def latents(self, codec: SpatialCodec, images: Dataset) -> Dataset:
+    def latents(self, codec: AnyCodec, images: Dataset) -> Dataset:
         """What the UNet learns: posteriors encoded once, or images encoded when they are needed."""
         if not self.cache:
             return EncodedDataset(codec, images, self.seed)
@@ -116,11 +115,12 @@ class LatentDiffusion(Recipe):
 
     def preview(self, bench: Bench) -> torch.Tensor:
         """Sixteen pictures (16, C, H, W) from the present weights, for the training log."""
+        from latentia.pipelines.distributed import sample_sharded
+
         labels = [i % self.num_classes for i in range(16)] if self.num_classes else None
         pipe = self.pipeline(bench)
         pipe.set_progress_bar_config(disable=True)
-        made = pipe(class_labels=labels, batch_size=16, seed=self.seed, num_inference_steps=20, output_type="pt")
-        return made.images * 2 - 1
+        return sample_sharded(pipe, 16, seed=self.seed, class_labels=labels, num_inference_steps=20) * 2 - 1
 
     def finish(self, bench: Bench, results: Mapping[str, PhaseResult], out: Path) -> None:
         """Save codec, averaged UNet and scheduler as a pipeline."""
@@ -160,7 +160,7 @@ class LatentDiffusion(Recipe):
         return PUBLISHED_SIZES.get(self.data, 0)
 
 
-def encode_only(codec: SpatialCodec, x: torch.Tensor) -> torch.Tensor:
+def encode_only(codec: AnyCodec, x: torch.Tensor) -> torch.Tensor:
     """x → z, which is all that the UNet's phase asks of the codec."""
     return codec.to_latents(x)
 
@@ -171,7 +171,7 @@ class EncodedDataset:
     `{"x": z (B, c, h, w)}` with everything else as it was. The posterior sample of image i is always the same one.
     """
 
-    def __init__(self, codec: SpatialCodec, images: Dataset, seed: int = 0) -> None:
+    def __init__(self, codec: AnyCodec, images: Dataset, seed: int = 0) -> None:
         self.codec, self.images, self.seed = codec, images, seed
 
     def __len__(self) -> int:

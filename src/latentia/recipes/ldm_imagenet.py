@@ -1,7 +1,7 @@
 """`ldm4-imagenet` and `ldm8-imagenet`: class-conditional latent diffusion, Rombach et al. 2022."""
 
 from latentia.recipes.latent import LatentDiffusion
-from latentia.recipes.parts import Average, Noise, Optim, TrainedKL, UNet
+from latentia.recipes.parts import Average, Noise, Optim, Target, TrainedKL, UNet
 
 
 class LDMImageNet(LatentDiffusion):
@@ -30,7 +30,7 @@ def ldm4_imagenet() -> LDMImageNet:
     """LDM-4 on ImageNet 256×256, class-conditional: 178,000 steps of 1200 latents of 64×64×3.
 
     Command: latentia train ldm4-imagenet data=FOLDER codec=FIRST_STAGE --out runs/ldm4-imagenet
-    Cost:    0.1 ZFLOP: about 13 A100-days, plus encoding; the paper used one A100. No task for 2 CPU cores.
+    Cost:    176 EFLOP: about 22 A100-days, 9 of them encoding; the paper used one A100. No task for 2 CPU cores.
     Expect:  FID 10.56 and IS 103.5 (250 DDIM steps); with guidance 1.5 (LDM-4-G) FID 3.60 and IS 247.7; 50,000 samples.
 
     `data` is a folder of 1000 class folders. `codec` is the folder of a trained first stage; the paper's is VQ-f4
@@ -46,13 +46,13 @@ def ldm4_imagenet() -> LDMImageNet:
         data="imagenet",
         image_size=256,
         num_classes=1000,
-        label_dropout=0.1,
         steps=178_000,
         batch_size=1200,
         accumulate=20,
         cache=False,
         vae=kl_f4(),
         unet=UNet(channels=(192, 384, 576, 960), attention=(1, 2, 3)),
+        objective=Target(label_dropout=0.1),
         noise=Noise(beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195),
         optim=Optim(lr=1e-4, clip=None, weight_decay=0.01),
         ema=Average(decay=0.9999),
@@ -67,7 +67,7 @@ def ldm8_imagenet() -> LDMImageNet:
     """LDM-8 on ImageNet 256×256, class-conditional: 2.9 M steps of 64 latents of 32×32×4.
 
     Command: latentia train ldm8-imagenet data=FOLDER codec=FIRST_STAGE --out runs/ldm8-imagenet
-    Cost:    44 EFLOP: about 5.5 A100-days, plus encoding; the paper used one A100. No task for 2 CPU cores.
+    Cost:    95 EFLOP: about 12 A100-days, 6 of them encoding; the paper used one A100. No task for 2 CPU cores.
     Expect:  FID 17.41 and IS 72.9 (paper, 200 DDIM steps); 15.82 and 78.8 (the authors' README); 50,000 samples.
 
     `data` is a folder of 1000 class folders. `codec` is the folder of a trained first stage; the paper's is VQ-f8
@@ -76,7 +76,7 @@ def ldm8_imagenet() -> LDMImageNet:
 
     Deviation: the release tells the UNet its class by cross-attention (transformer blocks, 395 M parameters). Here the
     class embedding is added to that of time (`UNet2DModel`, 259 M). Labels are dropped for guidance, which the paper
-    did for LDM-4 only; `label_dropout=0` gives the paper's training.
+    did for LDM-4 only; `objective.label_dropout=0` gives the paper's training.
     Source: configs/latent-diffusion/cin-ldm-vq-f8.yaml of the authors (lr 1e-6 a sample) and table 10 of the paper.
     """
     return LDMImageNet(
@@ -84,12 +84,12 @@ def ldm8_imagenet() -> LDMImageNet:
         data="imagenet",
         image_size=256,
         num_classes=1000,
-        label_dropout=0.1,
         steps=2_900_000,
         batch_size=64,
         cache=False,
         vae=kl_f8(),
         unet=UNet(channels=(256, 512, 1024), attention=(0, 1, 2), head_dim=32),
+        objective=Target(label_dropout=0.1),
         noise=Noise(beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195),
         optim=Optim(lr=6.4e-5, clip=None, weight_decay=0.01),
         ema=Average(decay=0.9999),

@@ -100,7 +100,8 @@ def nearest_key(name: str, known: Mapping[str, Any]) -> str | None:
     """The known dotted key closest to `name`; `lr` finds `optim.lr` because the last part counts alone too."""
     if whole := get_close_matches(name, known, n=1, cutoff=0.7):
         return whole[0]
-    tails = {key.rpartition(".")[2]: key for key in reversed(known)}  # the first key of a tail wins
+    longest_first = sorted(known, key=lambda key: -len(key))
+    tails = {key.rpartition(".")[2]: key for key in longest_first}  # of equal tails the shortest key wins
     tail = get_close_matches(name.rpartition(".")[2], tails, n=1, cutoff=0.6)
     return tails[tail[0]] if tail else next(iter(get_close_matches(name, known, n=1, cutoff=0.5)), None)
 
@@ -165,5 +166,7 @@ def _type_text(annotation: Any) -> str:
 
 def _limit(constraint: Any) -> str:
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-    found = [f"{sign} {value}" for name, sign in signs.items() if (value := getattr(constraint, name, None)) is not None]
+    found = [
+        f"{sign} {value}" for name, sign in signs.items() if (value := getattr(constraint, name, None)) is not None
+    ]
     return " ".join(found)

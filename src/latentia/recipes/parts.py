@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from latentia.denoisers.unet_2d import UNet2DModel
     from latentia.schedulers.ddpm import DDPMScheduler
     from latentia.training import phase
+    from latentia.training.objectives import DiffusionObjective
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
@@ -24,14 +25,14 @@ Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 class Optim(Value):
     """AdamW and its learning-rate schedule."""
 
-    lr: PositiveFloat = Field(1e-3, description="peak learning rate")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="Adam's decay of both moments")
-    eps: PositiveFloat = Field(1e-8, description="Adam's denominator floor")
-    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled weight decay")
-    warmup: NonNegativeInt = Field(0, description="steps of linear warm-up")
-    schedule: Literal["constant", "cosine", "linear"] = Field("constant", description="after the warm-up")
-    final_lr: Fraction = Field(0.0, description="last learning rate as a fraction of lr (cosine, linear)")
-    clip: PositiveFloat | None = Field(1.0, description="largest gradient norm; none clips nothing")
+    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate")
+    betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.999), description="Adam's decay of both moments")
+    eps: PositiveFloat = Field(default=1e-8, description="Adam's denominator floor")
+    weight_decay: NonNegativeFloat = Field(default=0.0, description="decoupled weight decay")
+    warmup: NonNegativeInt = Field(default=0, description="steps of linear warm-up")
+    schedule: Literal["constant", "cosine", "linear"] = Field(default="constant", description="after the warm-up")
+    final_lr: Fraction = Field(default=0.0, description="last learning rate as a fraction of lr (cosine, linear)")
+    clip: PositiveFloat | None = Field(default=1.0, description="largest gradient norm; none clips nothing")
 
     def build(self) -> phase.Optim:
         """The training floor's value."""
@@ -43,10 +44,10 @@ class Optim(Value):
 class Average(Value):
     """Exponential moving average of the weights; `decay` 0 turns it off."""
 
-    decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.9999, description="largest decay; 0 keeps no average")
-    warmup: bool = Field(False, description="1 − (1 + n/inv_gamma)^−power instead of (1 + n)/(10 + n)")
-    inv_gamma: PositiveFloat = Field(1.0, description="inverse multiplicative factor of the warm-up")
-    power: PositiveFloat = Field(2 / 3, description="exponent of the warm-up")
+    decay: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9999, description="largest decay; 0 keeps no average")
+    warmup: bool = Field(default=False, description="1 − (1 + n/inv_gamma)^−power instead of (1 + n)/(10 + n)")
+    inv_gamma: PositiveFloat = Field(default=1.0, description="inverse multiplicative factor of the warm-up")
+    power: PositiveFloat = Field(default=2 / 3, description="exponent of the warm-up")
 
     def build(self) -> phase.EMA | None:
         """The training floor's value, None when off."""
@@ -61,15 +62,17 @@ class Noise(Value):
     LDM's configs call linspace in √β, squared, "linear"; here that is `scaled_linear`.
     """
 
-    num_train_timesteps: PositiveInt = Field(1000, description="steps T of the forward process")
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = Field("linear", description="shape of β_t")
-    beta_start: PositiveFloat = Field(1e-4, description="β of the first step")
-    beta_end: PositiveFloat = Field(0.02, description="β of the last step")
-    prediction_type: Literal["epsilon", "sample", "v_prediction"] = Field(
-        "epsilon", description="what the network predicts: ε, x₀ or v"
+    num_train_timesteps: PositiveInt = Field(default=1000, description="steps T of the forward process")
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = Field(
+        default="linear", description="shape of β_t"
     )
-    clip_sample: bool = Field(False, description="clip x̂₀ to [-1, 1] when sampling (pixels yes, latents no)")
-    variance_type: Literal["fixed_small", "fixed_large"] = Field("fixed_small", description="β̃_t or β_t in DDPM steps")
+    beta_start: PositiveFloat = Field(default=1e-4, description="β of the first step")
+    beta_end: PositiveFloat = Field(default=0.02, description="β of the last step")
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = Field(
+        default="epsilon", description="what the network predicts: ε, x₀ or v"
+    )
+    clip_sample: bool = Field(default=False, description="clip x̂₀ to [-1, 1] when sampling (pixels yes, latents no)")
+    variance_type: Literal["fixed_small", "fixed_large"] = Field(default="fixed_small", description="β̃ or β in DDPM")
 
     def build(self) -> DDPMScheduler:
         """The scheduler to train with; samplers are made from its config."""
@@ -78,20 +81,35 @@ class Noise(Value):
         return DDPMScheduler(**self.model_dump())
 
 
+class Target(Value):
+    """What the denoiser's training minimises, in the vocabulary of `DiffusionObjective`."""
+
+    loss: Literal["mse", "l1", "huber"] = Field(default="mse", description="error of the prediction")
+    min_snr_gamma: PositiveFloat | None = Field(default=None, description="γ of min-SNR weighting; none for no weights")
+    times: Literal["uniform", "antithetic", "logit_normal"] = Field(default="uniform", description="draw of t")
+    label_dropout: Fraction = Field(default=0.0, description="share of labels replaced by the null class, for guidance")
+
+    def build(self, denoiser: UNet2DModel, scheduler: DDPMScheduler) -> DiffusionObjective:
+        """The objective that trains `denoiser`."""
+        from latentia.training.objectives import DiffusionObjective
+
+        return DiffusionObjective(denoiser, scheduler, **self.model_dump())
+
+
 class UNet(Value):
     """The widths of a `UNet2DModel`; the recipe adds sizes, channels and classes."""
 
     channels: Widths = Field(description="width of each resolution")
-    layers: PositiveInt = Field(2, description="residual blocks in each resolution")
-    attention: tuple[NonNegativeInt, ...] = Field((), description="resolutions with self-attention, 0 is the largest")
-    head_dim: PositiveInt | None = Field(None, description="channels of one attention head; none is a single head")
-    groups: PositiveInt = Field(32, description="groups of GroupNorm")
-    norm_eps: PositiveFloat = Field(1e-5, description="ε of GroupNorm")
-    dropout: Fraction = Field(0.0, description="dropout in residual blocks")
-    flip_sin_to_cos: bool = Field(True, description="time embedding cos ‖ sin (LDM) instead of sin ‖ cos (DDPM)")
-    freq_shift: NonNegativeInt = Field(0, description="0 (LDM) or 1 (DDPM) in the time embedding's frequencies")
-    downsample_padding: NonNegativeInt = Field(1, description="0 pads right and bottom only (DDPM)")
-    zero_init: bool = Field(True, description="start residual branches and the output at zero")
+    layers: PositiveInt = Field(default=2, description="residual blocks in each resolution")
+    attention: tuple[NonNegativeInt, ...] = Field(default=(), description="levels with attention, 0 is the largest")
+    head_dim: PositiveInt | None = Field(default=None, description="channels of a head; none is a single head")
+    groups: PositiveInt = Field(default=32, description="groups of GroupNorm")
+    norm_eps: PositiveFloat = Field(default=1e-5, description="ε of GroupNorm")
+    dropout: Fraction = Field(default=0.0, description="dropout in residual blocks")
+    flip_sin_to_cos: bool = Field(default=True, description="time as cos ‖ sin (LDM) or sin ‖ cos (DDPM)")
+    freq_shift: NonNegativeInt = Field(default=0, description="0 (LDM) or 1 (DDPM) in the time embedding's frequencies")
+    downsample_padding: NonNegativeInt = Field(default=1, description="0 pads right and bottom only (DDPM)")
+    zero_init: bool = Field(default=True, description="start residual branches and the output at zero")
 
     def build(self, sample_size: int, channels: int, num_classes: int = 0) -> UNet2DModel:
         """The network for (B, `channels`, `sample_size`, `sample_size`).
@@ -126,10 +144,10 @@ class KLCodec(Value):
     """The widths of an `AutoencoderKL`; it shrinks each side 2^(levels − 1) times."""
 
     channels: Widths = Field(description="width of each resolution")
-    layers: PositiveInt = Field(2, description="residual blocks in each resolution")
-    latent_channels: PositiveInt = Field(4, description="channels of the latent")
-    groups: PositiveInt = Field(32, description="groups of GroupNorm")
-    mid_attention: bool = Field(True, description="self-attention at the lowest resolution")
+    layers: PositiveInt = Field(default=2, description="residual blocks in each resolution")
+    latent_channels: PositiveInt = Field(default=4, description="channels of the latent")
+    groups: PositiveInt = Field(default=32, description="groups of GroupNorm")
+    mid_attention: bool = Field(default=True, description="self-attention at the lowest resolution")
 
     @property
     def factor(self) -> int:
@@ -161,6 +179,7 @@ class TrainedKL(KLCodec):
 
     steps: PositiveInt = Field(description="optimizer steps of the codec's phase")
     batch_size: PositiveInt = Field(description="images in one optimizer step, over all processes")
-    kl_weight: NonNegativeFloat = Field(1e-6, description="weight of the KL term, both terms summed over elements")
-    loss: Literal["l1", "l2"] = Field("l1", description="reconstruction error")
-    optim: Optim = Field(Optim(), description="optimizer of the codec")
+    kl_weight: NonNegativeFloat = Field(default=1e-6, description="weight of the KL, both terms being sums")
+    loss: Literal["l1", "l2", "huber"] = Field(default="l1", description="reconstruction error")
+    reduction: Literal["sum", "mean"] = Field(default="sum", description="over the elements of one image; LDM sums")
+    optim: Optim = Field(default=Optim(), description="optimizer of the codec")

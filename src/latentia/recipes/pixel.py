@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from latentia.recipes.parts import Average, Fraction, Noise, Optim, UNet
+from latentia.recipes.parts import Average, Noise, Optim, Target, UNet
 from latentia.recipes.recipe import Bench, Recipe, use_average
 from latentia.recipes.sources import open_data
 
@@ -27,18 +27,19 @@ class PixelDiffusion(Recipe):
 
     data: str = Field(description="digits, photos, hf:NAME, or a folder of images (of class folders)")
     image_size: PositiveInt = Field(description="pixels a side")
-    image_channels: PositiveInt = Field(3, description="1 (grey) or 3 (RGB)")
-    flip: bool = Field(False, description="mirror each image with probability one half")
-    num_classes: NonNegativeInt = Field(0, description="classes that the UNet is told; 0 is unconditional")
-    label_dropout: Fraction = Field(0.0, description="share of labels replaced by the null class, for guidance")
+    image_channels: PositiveInt = Field(default=3, description="1 (grey) or 3 (RGB)")
+    flip: bool = Field(default=False, description="mirror each image with probability one half")
+    num_classes: NonNegativeInt = Field(default=0, description="classes that the UNet is told; 0 is unconditional")
     unet: UNet = Field(description="the denoiser")
-    noise: Noise = Field(Noise(clip_sample=True), description="the diffusion process")
-    optim: Optim = Field(Optim(), description="optimizer")
-    ema: Average = Field(Average(), description="average of the weights")
+    objective: Target = Field(default=Target(), description="what is minimised")
+    noise: Noise = Field(default=Noise(clip_sample=True), description="the diffusion process")
+    optim: Optim = Field(default=Optim(), description="optimizer")
+    ema: Average = Field(default=Average(), description="average of the weights")
 
     def images(self, split: str = "train") -> Dataset:
         """The real images, as `{"x": (N, C, H, W) in [-1, 1]}` and `label` when there are classes."""
-        return open_data(self.data, split, self.image_size, self.image_channels, flip=self.flip and split == "train")
+        size, channels, flip = self.image_size, self.image_channels, self.flip and split == "train"
+        return open_data(self.data, split, size, channels, num_classes=self.num_classes, flip=flip)
 
     def phases(self, bench: Bench) -> list[tuple[str, Callable[[], Phase]]]:
         """`unet` alone."""
@@ -46,14 +47,13 @@ class PixelDiffusion(Recipe):
 
     def unet_phase(self, bench: Bench) -> Phase:
         """Train the denoiser on the images."""
-        from latentia.training.objectives import DiffusionObjective
         from latentia.training.phase import Phase
 
         unet = bench.keep("unet", self.unet.build(self.image_size, self.image_channels, self.num_classes))
         scheduler = bench.keep("scheduler", self.noise.build())
         return Phase(
             name="unet",
-            objective=DiffusionObjective(unet, scheduler, label_dropout=self.label_dropout),
+            objective=self.objective.build(unet, scheduler),
             data=self.images(),
             steps=self.steps,
             batch_size=self.batch_size,
@@ -71,14 +71,14 @@ class PixelDiffusion(Recipe):
 
     def preview(self, bench: Bench) -> torch.Tensor:
         """Sixteen pictures (16, C, H, W) by DDIM-20 from the present weights, for the training log."""
+        from latentia.pipelines.distributed import sample_sharded
         from latentia.schedulers.ddim import DDIMScheduler
 
         pipe = self.pipeline(bench)
         pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
         pipe.set_progress_bar_config(disable=True)
         labels = [i % self.num_classes for i in range(16)] if self.num_classes else None
-        made = pipe(class_labels=labels, batch_size=16, seed=self.seed, num_inference_steps=20, output_type="pt")
-        return made.images * 2 - 1
+        return sample_sharded(pipe, 16, seed=self.seed, class_labels=labels, num_inference_steps=20) * 2 - 1
 
     def finish(self, bench: Bench, results: Mapping[str, PhaseResult], out: Path) -> None:
         """Save the averaged UNet and scheduler as a pipeline."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from latentia.training.phase import Phase, PhaseResult
     from latentia.training.settings import Settings
 
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:\d+)?)$")]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 
 
 class Value(BaseModel):
@@ -72,21 +72,23 @@ class Recipe(Value, ABC):
     name: str = Field(description="the recipe's name in the registry; not changeable", frozen=True)
     steps: PositiveInt = Field(description="optimizer steps of the main phase")
     batch_size: PositiveInt = Field(description="samples in one optimizer step, over all processes and accumulation")
-    accumulate: PositiveInt = Field(1, description="micro-batches summed into one optimizer step")
-    seed: NonNegativeInt = Field(0, description="decides weights, data order, noise and samples")
-    save_every: PositiveInt = Field(500, description="steps between checkpoints")
-    log_every: PositiveInt = Field(20, description="steps between lines of metrics.jsonl")
-    preview_every: NonNegativeInt = Field(0, description="steps between sample grids; 0 makes none")
-    device: Device = Field("auto", description="auto, cpu, mps, cuda, cuda:0, …")
-    precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast of training; no means float32")
-    fsdp: bool = Field(False, description="shard weights, gradients and optimizer over processes (torchrun)")
-    channels_last: bool = Field(False, description="convolutions in channels-last memory order (GPUs like it)")
-    compile: bool = Field(False, description="torch.compile the networks")
+    accumulate: PositiveInt = Field(default=1, description="micro-batches summed into one optimizer step")
+    seed: NonNegativeInt = Field(default=0, description="decides weights, data order, noise and samples")
+    save_every: PositiveInt = Field(default=500, description="steps between checkpoints")
+    log_every: PositiveInt = Field(default=20, description="steps between lines of metrics.jsonl")
+    preview_every: NonNegativeInt = Field(default=0, description="steps between sample grids; 0 makes none")
+    device: Device = Field(default="auto", description="auto, cpu, mps, cuda, cuda:0, …")
+    precision: Literal["no", "bf16", "fp16"] = Field(default="no", description="autocast of training; no means float32")
+    fsdp: bool = Field(default=False, description="shard weights, gradients and optimizer over processes (torchrun)")
+    channels_last: bool = Field(default=False, description="convolutions in channels-last memory order (GPUs like it)")
+    compile: bool = Field(default=False, description="torch.compile the networks")
 
     @model_validator(mode="after")
     def _batch_splits(self) -> Self:
         if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} does not split into accumulate={self.accumulate} equal parts")
+            raise ValueError(
+                f"batch_size {self.batch_size} does not split into accumulate={self.accumulate} equal parts"
+            )
         return self
 
     @abstractmethod
@@ -121,7 +123,7 @@ class Recipe(Value, ABC):
     def plan(self, measure: bool = True) -> Plan:
         """Shapes, parameters, FLOPs, memory and time of this run, without allocating its networks.
 
-        With `measure` small networks are timed for one real step and the machine's convolution speed is
+        With `measure` small networks are timed for one real step and the machine's speed is
         measured (under a second each); without, times on this machine are left out.
         """
         from latentia.recipes.plan import make_plan
@@ -138,7 +140,9 @@ class Recipe(Value, ABC):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise ConfigError(f"this is no saved {cls.__name__} recipe: {'; '.join(problems(error).values())}") from None
+            raise ConfigError(
+                f"this is no saved {cls.__name__} recipe: {'; '.join(problems(error).values())}"
+            ) from None
 
     def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
         """Dotted names of the fields that differ → (own value, the other's value)."""

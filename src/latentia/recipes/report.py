@@ -1,11 +1,11 @@
 """A report in one self-contained HTML file: prose, pictures, line charts and tables, no script, no network.
 
-    page = Report("Handwritten digits", "What this page shows.")
-    page.section("Samples", "One paragraph.")
-    page.pictures([(grid(x), "latent diffusion")])
-    page.curves({"train": [(0, 1.0), (10, 0.3)]}, "step", "loss")
-    page.table(["model", "score"], [["AE", "0.1"]])
-    page.write(folder / "report.html")
+page = Report("Handwritten digits", "What this page shows.")
+page.section("Samples", "One paragraph.")
+page.pictures([(grid(x), "latent diffusion")])
+page.curves({"train": [(0, 1.0), (10, 0.3)]}, "step", "loss")
+page.table(["model", "score"], [["AE", "0.1"]])
+page.write(folder / "report.html")
 """
 
 import base64

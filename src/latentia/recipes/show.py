@@ -39,11 +39,12 @@ def duration(seconds: float | None) -> str:
 
 def plan_table(plan: Plan) -> Group:
     """The dry run: one column for each network of each phase, totals and assumptions below."""
-    table = Table(title=f"{plan.recipe}: dry run, nothing was trained", title_justify="left", pad_edge=False)
-    table.add_column("", no_wrap=True)
+    table = Table(title=f"{plan.recipe}: dry run", title_justify="left", pad_edge=False)
+    table.add_column("phase", no_wrap=True)
     for row in plan.rows:
-        table.add_column(f"{row.phase}\n{row.network}" + ("" if row.trained else " (frozen)"), justify="right")
+        table.add_column(row.phase, justify="right")
     lines: tuple[tuple[str, Callable[[Row], str]], ...] = (
+        ("network", lambda row: row.network + ("" if row.trained else " (frozen)")),
         ("input, one sample", lambda row: _shape(row.input_shape)),
         ("output", lambda row: _shape(row.output_shape)),
         ("parameters", lambda row: f"{row.parameters:,}"),
@@ -69,7 +70,8 @@ def _assumptions(plan: Plan) -> list[str]:
     peak = 156 if plan.precision == "no" else 312
     notes = [f"A100: 30 % of {peak} TFLOP/s ({'TF32' if plan.precision == 'no' else plan.precision})."]
     if any(row.seconds_here is not None and not row.measured for row in plan.rows):
-        notes.append(f"* from this machine's 3×3 convolution, {count(plan.conv_flops_per_second or 0, 'FLOP/s')}.")
+        speed = count(plan.block_flops_per_second or 0, "FLOP/s")
+        notes.append(f"* from this machine's speed in norm, SiLU and 3×3 convolution, {speed}.")
     if any(row.measured for row in plan.rows):
         notes.append("Times without * are from a few real steps.")
     return notes

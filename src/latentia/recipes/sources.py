@@ -2,14 +2,133 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentia.errors import ArtifactError, InputError, check_choice, nearest
+from latentia.errors import ArtifactError, InputError, nearest
 
 if TYPE_CHECKING:
-    from latentia.codecs.spatial_codec import SpatialCodec
-    from latentia.core.protocols import Dataset
+    from latentia.core.protocols import Batch, Dataset
+    from latentia.training.latents import AnyCodec
 
-PUBLISHED_SIZES = {"digits": 1257, "celebahq": 30_000, "imagenet": 1_281_167, "hf:cifar10": 50_000}
+NAMED = ("digits", "photos")
+PUBLISHED_SIZES = {"digits": 1257, "celebahq": 30_000, "imagenet": 1_281_167, "hf:uoft-cs/cifar10": 50_000}
 """Images in each training set, for dry runs, which open no data."""
+
+
+def open_data(name: str, split: str, size: int, channels: int, *, num_classes: int = 0, flip: bool = False) -> Dataset:
+    """A data set of `{"x": (B, channels, size, size) in [-1, 1], "label": (B,)}` by name.
+
+    Args:
+        name: `digits`, `photos`, `hf:NAME` (needs the `datasets` package), or a folder of images, of class folders,
+            or with a sub-folder for each split.
+        split: `train`, `test` or `all`; a folder without split folders is all there is.
+        num_classes: how many classes are wanted; 0 for any number.
+        flip: the mirror image of every picture too, N … 2N − 1.
+
+    Raises `InputError` for another name, or too few or too many classes; `ArtifactError` for a folder without images.
+    """
+    found = _open(name, split, size, channels)
+    if num_classes and (there := _count_classes(found)) and there != num_classes:
+        raise InputError(f"data {name!r} has {there} classes and num_classes={num_classes}: set num_classes={there}")
+    return MirroredDataset(found) if flip else found
+
+
+def _open(name: str, split: str, size: int, channels: int) -> Dataset:
+    if name == "digits":
+        from latentia.data.digits import digits
+
+        return digits(split, size, channels)
+    if name == "photos":
+        from latentia.data.photos import photos
+
+        return photos(split, size, channels=channels)
+    if name.startswith("hf:"):
+        from latentia.data.hub_datasets import hf_dataset
+
+        return hf_dataset(name.removeprefix("hf:"), size, split, channels=channels)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        match = nearest(name, NAMED)
+        hint = f"did you mean {match!r}? " if match else ""
+        raise InputError(f"no data called {name!r}: {hint}known: {', '.join(NAMED)}, hf:NAME, or a folder of images")
+    from latentia.data.folder import image_folder
+
+    return image_folder(folder / split if (folder / split).is_dir() else folder, size, channels)
+
+
+def _count_classes(dataset: Dataset) -> int:
+    """Classes that a folder or Hub data set declares; 0 when it says nothing."""
+    from latentia.data.folder import ImageFolder
+    from latentia.data.hub_datasets import HubDataset
+
+    return len(dataset.classes) if isinstance(dataset, ImageFolder | HubDataset) else 0
+
+
+class MirroredDataset:
+    """Every picture and, behind all of them, every picture mirrored: random flips, spread evenly over an epoch."""
+
+    def __init__(self, images: Dataset) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return 2 * len(self.images)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The pictures at `indices`; N and above are mirror images."""
+        import torch
+
+        rows, half = torch.as_tensor(indices), len(self.images)
+        batch = dict(self.images.batch((rows % half).tolist()))
+        mirrored = (rows >= half).view(-1, 1, 1, 1).to(batch["x"].device)
+        batch["x"] = torch.where(mirrored, batch["x"].flip(-1), batch["x"])
+        return batch
+
+
+def load_codec(folder: str | Path) -> AnyCodec:
+    """The codec saved in `folder` (a model, or a pipeline or run that has one), with its weights."""
+    path, kind = _codec_class(folder)
+    return kind.from_pretrained(path)
+
+
+def codec_like(folder: str | Path) -> AnyCodec:
+    """The same codec from its config alone; no weights are read."""
+    path, kind = _codec_class(folder)
+    codec: AnyCodec = kind.from_config(kind.load_config(path))
+    return codec
+
+
+def _codec_class(folder: str | Path) -> tuple[Path, type[AnyCodec]]:
+    import latentia
+    from latentia.core.files import read_json
+
+    kinds: dict[str, type[AnyCodec]] = {
+        "Autoencoder": latentia.Autoencoder,
+        "AutoencoderKL": latentia.AutoencoderKL,
+    }
+    path = Path(folder).expanduser()
+    inside = [path / inner for inner in ("vae", "vqvae", "pipeline/vae", "pipeline")]
+    path = next((inner for inner in inside if (inner / "config.json").is_file()), path)
+    name = read_json(path / "config.json").get("_class_name")
+    if name not in kinds:
+        raise ArtifactError(f"{path} holds a {name}, which is no codec: give the folder of a {' or '.join(kinds)}")
+    return path, kinds[name]
+
+
+def resolve_device(name: str) -> str:
+    """`auto` as this process's GPU if there is one, else the CPU; other names as they are.
+
+    Raises `InputError` for a GPU that is not there.
+    """
+    import torch
+
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    kind = name.partition(":")[0]
+    if name == "auto":
+        found = next((kind for kind, there in present.items() if there), "cpu")
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if found == "cuda" else found
+    if kind not in ("cpu", *present) or not present.get(kind, True):
+        raise InputError(f"device {name!r} is not available here: use 'cpu' or 'auto'")
+    return name

@@ -6,6 +6,7 @@ A schedule is a vector β of length T with 0 < β ≤ 1. The signal that is left
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 
@@ -67,7 +68,7 @@ def betas_from_alpha_bar(
 ) -> torch.Tensor:
     """β_i = min(1 − ᾱ((i+1)/T) / ᾱ(i/T), max_beta) for a signal curve ᾱ(u), u in [0, 1] (Nichol & Dhariwal, 2021)."""
     curve = [alpha_bar(i / num) for i in range(num + 1)]
-    return torch.tensor([min(1 - b / a, max_beta) for a, b in zip(curve, curve[1:])], dtype=dtype)
+    return torch.tensor([min(1 - b / a, max_beta) for a, b in pairwise(curve)], dtype=dtype)
 
 
 def _cosine(u: float) -> float:

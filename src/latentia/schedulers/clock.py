@@ -57,3 +57,14 @@ class Clock:
     def _few(self) -> str:
         shown = [f"{time:g}" for time in self.times[:3]]
         return ", ".join(shown if len(self.times) <= 3 else [*shown, f"… {self.times[-1]:g}"])
+
+
+def listed_positions(
+    times: torch.Tensor, listed: torch.Tensor, current: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(position, found) in `listed` of each entry of `times`; `current` wins, else the last, where several match."""
+    same = times.reshape(-1, 1) == listed.reshape(1, -1)
+    position = same.shape[1] - 1 - same.flip(1).to(torch.uint8).argmax(1)
+    if current is not None and current < same.shape[1]:
+        position = torch.where(same[:, current], current, position)
+    return position.reshape(times.shape), same.any(1).reshape(times.shape)

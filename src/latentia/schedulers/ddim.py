@@ -8,7 +8,7 @@ import torch
 from latentia.core.config import register_to_config
 from latentia.core.rng import Generators
 from latentia.errors import InputError
-from latentia.schedulers.diffusion import DiffusionScheduler, clip_or_threshold
+from latentia.schedulers.diffusion import DiffusionScheduler
 from latentia.schedulers.prediction import affine, eps_coefficients, operands, x0_coefficients
 from latentia.schedulers.scheduler import LazyX0, StepOutput
 from latentia.schedulers.spacing import Array, check_num_steps
@@ -71,7 +71,6 @@ class DDIMScheduler(DiffusionScheduler):
         self._set_up(zero_snr=rescale_betas_zero_snr)
         self._last_level = 1.0 if set_alpha_to_one else float(self._level[0])
         self.final_alpha_cumprod = torch.tensor(self._last_level, dtype=torch.float32)
-        self._limits = bool(thresholding or clip_sample)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         """Choose `num_inference_steps` timesteps (1 … T) on `device`; raises `InputError` for any other number."""
@@ -106,7 +105,7 @@ class DDIMScheduler(DiffusionScheduler):
         self._rows = list(zip(*columns))
         self._eta = eta
 
-    def step(  # type: ignore[override]
+    def step(
         self,
         model_output: torch.Tensor,
         timestep: int | torch.Tensor,
@@ -134,7 +133,7 @@ class DDIMScheduler(DiffusionScheduler):
             x0 = (p, x, q, y)
             previous = affine(a, x, b, y)
         else:
-            x0 = clip_or_threshold(self.config, affine(p, x, q, y))
+            x0 = self._limit(affine(p, x, q, y))
             if use_clipped_model_output:
                 previous = affine(again, x0, rest, x)
             else:

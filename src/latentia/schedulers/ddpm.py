@@ -8,7 +8,7 @@ import torch
 from latentia.core.config import register_to_config
 from latentia.core.rng import Generators
 from latentia.errors import InputError, check_choice
-from latentia.schedulers.diffusion import DiffusionScheduler, clip_or_threshold
+from latentia.schedulers.diffusion import DiffusionScheduler
 from latentia.schedulers.prediction import affine, operands, x0_coefficients
 from latentia.schedulers.scheduler import LazyX0, StepOutput
 from latentia.schedulers.spacing import Array, check_num_steps, given_timesteps
@@ -67,7 +67,6 @@ class DDPMScheduler(DiffusionScheduler):
         check_choice("variance_type", variance_type, VARIANCES)
         self._set_up(zero_snr=rescale_betas_zero_snr)
         self.variance_type = variance_type
-        self._limits = bool(thresholding or clip_sample)
         self._learned = variance_type in ("learned", "learned_range")
         self._times = np.arange(num_train_timesteps, dtype=np.float64)[::-1]
 
@@ -77,7 +76,7 @@ class DDPMScheduler(DiffusionScheduler):
         device: torch.device | str | None = None,
         timesteps: Sequence[int] | None = None,
     ) -> None:
-        """Choose `num_inference_steps` timesteps (1 … T), or give the descending list itself; `InputError` otherwise."""
+        """Choose `num_inference_steps` timesteps (1 … T), or give the descending list; `InputError` otherwise."""
         total = self.config.num_train_timesteps
         if (num_inference_steps is None) == (timesteps is None):
             raise InputError("pass exactly one of num_inference_steps and timesteps")
@@ -117,7 +116,7 @@ class DDPMScheduler(DiffusionScheduler):
         columns = (p, q, *plain, c0, cx, std, np.log(small), np.log(large), self._times)
         self._rows = list(zip(*(column.tolist() for column in columns)))
 
-    def step(  # type: ignore[override]
+    def step(
         self,
         model_output: torch.Tensor,
         timestep: int | torch.Tensor,
@@ -142,7 +141,7 @@ class DDPMScheduler(DiffusionScheduler):
             x0 = (p, x, q, y)
             previous = affine(a, x, b, y)
         else:
-            x0 = clip_or_threshold(self.config, affine(p, x, q, y))
+            x0 = self._limit(affine(p, x, q, y))
             previous = affine(c0, x0, cx, x)
         if variance is not None and time > 0:
             learned = self._learned_std(variance.to(x.dtype), log_small, log_large)

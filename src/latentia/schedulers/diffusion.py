@@ -28,7 +28,6 @@ class DiffusionScheduler(SchedulerMixin):
     betas: torch.Tensor
     alphas: torch.Tensor
     alphas_cumprod: torch.Tensor
-    prediction_type: str
     _level: Array
     _rows: Any = None
 
@@ -53,6 +52,9 @@ class DiffusionScheduler(SchedulerMixin):
         level = signal_level(betas)
         if zero_snr and finite_snr:
             level[-1] = ALMOST_ZERO_SNR
+        self._clip = float(config.clip_sample_range) if config.get("clip_sample") else 0.0
+        self._thresholds = bool(config.get("thresholding"))
+        self._limits = self._thresholds or self._clip > 0
         self.betas, self.alphas, self.alphas_cumprod = betas.float(), (1 - betas).float(), level.float()
         self._level = level.double().numpy()
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
@@ -108,11 +110,8 @@ class DiffusionScheduler(SchedulerMixin):
             self._tables[device, dtype] = found
         return found
 
-
-def clip_or_threshold(config: Any, x0: torch.Tensor) -> torch.Tensor:
-    """x̂₀ limited as the config asks: dynamic thresholding first, else static clipping, else as it is."""
-    if config.get("thresholding"):
-        return dynamic_threshold(x0, config.dynamic_thresholding_ratio, config.sample_max_value)
-    if config.get("clip_sample"):
-        return x0.clamp_(-config.clip_sample_range, config.clip_sample_range)
-    return x0
+    def _limit(self, x0: torch.Tensor) -> torch.Tensor:
+        """A fresh x̂₀ limited as the config asks: dynamic thresholding first, else static clipping."""
+        if self._thresholds:
+            return dynamic_threshold(x0, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
+        return x0.clamp_(-self._clip, self._clip)

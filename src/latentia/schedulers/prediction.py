@@ -91,9 +91,9 @@ def operands(model_output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Te
 
 
 def dynamic_threshold(x0: torch.Tensor, ratio: float, max_value: float) -> torch.Tensor:
-    """Clip each sample to its own `ratio`-quantile s of |x₀|, 1 ≤ s ≤ max_value, and divide by s (Saharia et al., 2022).
+    """Clip each sample to its own `ratio`-quantile s of |x₀|, 1 ≤ s ≤ max_value, and divide by s.
 
-    For pixels only: latents have no fixed range.
+    Saharia et al. (2022). For pixels only: latents have no fixed range.
     """
     flat = x0.reshape(len(x0), -1)
     flat = flat if flat.dtype in FLOATS else flat.float()

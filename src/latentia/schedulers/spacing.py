@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from latentia.errors import InputError, MissingDependency, check_choice, unknown_choice
 
-Array = npt.NDArray[np.float64]
+Array = npt.NDArray[Any]
 
 SPACINGS = ("leading", "linspace", "trailing")
 
@@ -89,7 +89,7 @@ def _multistep_timesteps_compat(spacing: str, num: int, total: int, last: int, o
 def karras_sigmas(low: float, high: float, num: int, rho: float = 7.0) -> Array:
     """κ_i = (κ_max^{1/ρ} + i/(n−1) (κ_min^{1/ρ} − κ_max^{1/ρ}))^ρ (Karras et al., 2022, eq. 5)."""
     ramp = np.linspace(0, 1, num)
-    return cast(Array, (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho)
+    return (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
 
 
 def exponential_sigmas(low: float, high: float, num: int) -> Array:
@@ -109,7 +109,7 @@ def beta_sigmas(low: float, high: float, num: int, alpha: float = 0.6, beta: flo
 
 def power_sigmas(num: int, rho: float) -> Array:
     """σ_i = ((n − i + 1)/n)^ρ for i = 1 … n: FlowMo's shifted sampler (Sargent et al., 2025); ρ = 1 is uniform."""
-    return cast(Array, (np.arange(num, 0, -1) / num) ** rho)
+    return (np.arange(num, 0, -1) / num) ** rho
 
 
 def respaced_sigmas(kind: str, low: float, high: float, num: int) -> Array:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from latentia.core.config import to_json
-from latentia.core.files import read_json, sync
+from latentia.core.files import read_json, sync, sync_folder
 from latentia.errors import ArtifactError, NonFiniteError
 
 Tensors = dict[str, torch.Tensor]
@@ -73,7 +73,7 @@ class CheckpointFolder:
             self._fill(beside, files, {**state, "step": step})
             discard(path)
             beside.rename(path)
-            sync(self.root)
+            sync_folder(self.root)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(beside, ignore_errors=True)
             raise ArtifactError(
@@ -86,10 +86,11 @@ class CheckpointFolder:
 
     def finish(self, step: int) -> Path:
         """Make the checkpoint of `step` the final one and forget all others."""
-        path = self.root / FINAL
-        discard(path)
-        (self.root / f"step-{step:08d}").rename(path)
-        sync(self.root)
+        path, last = self.root / FINAL, self.root / f"step-{step:08d}"
+        if last.is_dir():  # else it was made final before
+            discard(path)
+            last.rename(path)
+            sync_folder(self.root)
         for old in self._steps():
             discard(old)
         return path
@@ -132,7 +133,7 @@ class CheckpointFolder:
         record = folder / STATE
         record.write_text(to_json({**state, "format": 1, "files": marks}), encoding="utf-8")
         sync(record)
-        sync(folder)
+        sync_folder(folder)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ class EMAModel:
         foreach: update all tensors in a few fused calls rather than one by one; the same numbers.
         model_cls, model_config: what `save_pretrained` builds.
 
-    Attributes: `shadow_params`, `optimization_step`, `cur_decay_value` (the decay last used; None before the first step).
+    Attributes: `shadow_params`; `optimization_step`; `cur_decay_value`, the decay last used (None before any).
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class EMAModel:
     def step(self, parameters: Iterable[torch.Tensor]) -> None:
         """Take the weights after an optimizer step into the average.
 
-        Raises `InputError`, before anything changes, when `parameters` differ from the constructor's in number or shape.
+        Raises `InputError`, before anything changes, when `parameters` differ from the first ones in number or shape.
         """
         given = self._same_list(parameters)
         decay = self.get_decay(self.optimization_step + 1)
@@ -187,9 +186,7 @@ class EMAModel:
         cls, path: str | os.PathLike[str], model_cls: type[ModelMixin], foreach: bool = True
     ) -> "EMAModel":
         """Read a folder that `save_pretrained` (ours or Diffusers') wrote."""
-        with warnings.catch_warnings():  # the model rightly says that it does not know the scalars
-            warnings.filterwarnings("ignore", message=".*ignores unknown arguments.*")
-            model = model_cls.from_pretrained(path)
+        model = model_cls.from_pretrained(path)
         ema = cls(model.parameters(), foreach=foreach, model_cls=model_cls, model_config=model.config)
         config = model_cls.load_config(path)
         ema.load_state_dict({name: config[name] for name in SCALARS if name in config})

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard events, and a progress bar. One process writes, the others are silent."""
+"""What a run tells: metrics.jsonl, TensorBoard events, and a progress bar. One process writes."""
 
 import json
 import os
@@ -76,7 +76,7 @@ class RunLog:
         self.metrics = MetricsFile(out / "metrics.jsonl") if writes else None
         self.bar = ProgressLine(stream or sys.stderr) if writes and progress else None
         self._events: Any = None
-        self._phase = ""
+        self._phase, self._first = "", 0
 
     def __enter__(self) -> Self:
         return self
@@ -90,11 +90,7 @@ class RunLog:
     @contextmanager
     def phase(self, name: str, step: int, steps: int) -> Iterator[None]:
         """A phase starts, or goes on, at `step` of `steps`."""
-        self._phase = name
-        if self.writes and self.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # imported late: it takes a third of a second
-
-            self._events = SummaryWriter(str(self.out / "tensorboard" / name), purge_step=step + 1)
+        self._phase, self._first = name, step
         if self.bar is not None:
             self.bar.begin(name, step, steps)
         try:
@@ -106,6 +102,15 @@ class RunLog:
                 self._events.close()
                 self._events = None
 
+    def events(self) -> Any:
+        """TensorBoard's writer for this phase, opened when first used; None without TensorBoard."""
+        if self._events is None and self.writes and self.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # imported late: it takes a third of a second
+
+            folder = str(self.out / "tensorboard" / self._phase)
+            self._events = SummaryWriter(folder, purge_step=self._first + 1)
+        return self._events
+
     def advance(self, step: int, loss: float) -> None:
         """`step` steps are done; moves the bar."""
         if self.bar is not None:
@@ -115,10 +120,11 @@ class RunLog:
         """One line of metrics.jsonl, and its numbers as TensorBoard scalars."""
         if self.metrics is not None:
             self.metrics.write({"phase": self._phase, "step": step, **values})
-        if self._events is not None:
+        events = self.events()
+        if events is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):
-                    self._events.add_scalar(name, value, step)
+                    events.add_scalar(name, value, step)
 
     def picture(self, step: int, x: torch.Tensor) -> None:
         """A grid of x (B, C, H, W) in [-1, 1] → samples/<phase>-<step>.png and TensorBoard."""
@@ -127,9 +133,10 @@ class RunLog:
         sheet = grid(x)
         path = self.out / "samples" / f"{self._phase}-{step:08d}.png"
         write_atomic(path, lambda beside: sheet.save(beside, format="PNG"))
-        if self._events is not None:
+        events = self.events()
+        if events is not None:
             pixels = np.asarray(sheet)
-            self._events.add_image("samples", pixels, step, dataformats="HWC" if pixels.ndim == 3 else "HW")
+            events.add_image("samples", pixels, step, dataformats="HWC" if pixels.ndim == 3 else "HW")
 
     def mark(self) -> int:
         """Where metrics.jsonl stands; events are on the disk as well."""

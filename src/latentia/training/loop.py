@@ -103,7 +103,7 @@ def train_phase(phase: Phase, run: Run, mark: int, later: Sequence[str]) -> tupl
     plan = (order.share(k, rank, processes, phase.accumulate) for k in range(state.step, phase.steps))
     stop = False
     with Interrupt() as interrupt, log.phase(phase.name, state.step, phase.steps):
-        for fetched in batches(phase.data, plan, phase.workers):
+        for fetched in batches(phase.data, plan, phase.fetchers):
             started = time.perf_counter()
             torch.manual_seed(derive_seed("step", settings.seed, phase.name, state.step, rank))
             micro_batches = [to_device(batch, accelerator.device, settings.channels_last) for batch in fetched]
@@ -137,7 +137,7 @@ def train_phase(phase: Phase, run: Run, mark: int, later: Sequence[str]) -> tupl
         finish(state, run)
     if stop:
         raise KeyboardInterrupt(
-            f"stopped after step {state.step} of phase {phase.name!r}, which is saved: go on with --resume (resume=True)"
+            f"stopped after step {state.step} of phase {phase.name!r}, saved: go on with --resume (resume=True)"
         )
     return state.result(), mark
 
@@ -199,7 +199,8 @@ def non_finite(
     bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     saved = run.checkpoints(state.phase.name).paths()
     kept = f"the last good checkpoint is {saved[0]}" if saved else "no checkpoint had been written"
+    said = "; ".join(bad) or "another process failed"
     return NonFiniteError(
-        f"phase {state.phase.name!r}, step {state.step + 1}, turn {turn!r}: {'; '.join(bad) or 'another process failed'}. "
+        f"phase {state.phase.name!r}, step {state.step + 1}, turn {turn!r}: {said}. "
         f"Stopped before the optimizer step; {kept}. Lower the learning rate, clip gradients, or use precision='no'"
     )

@@ -41,7 +41,7 @@ class Objective(nn.Module, ABC):
     Randomness comes from torch's global generators, which the loop seeds from (seed, phase, step, process).
 
     Class attributes:
-        turns: the updates made in one step, in order, each with its own optimizer, e.g. `("generator", "discriminator")`.
+        turns: the updates of one step, in order, each with its own optimizer: `("generator", "discriminator")`, say.
         frozen: names of children that are only used: neither trained, averaged nor saved.
     """
 

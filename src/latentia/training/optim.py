@@ -15,13 +15,13 @@ from latentia.training.phase import Optim
 def learning_rate(optim: Optim, step: int, steps: int) -> float:
     """The learning rate of step `step` (from 0) of `steps`.
 
-    Warm-up is linear and never zero; the decay runs from the end of warm-up to the last step, where it
-    reaches `final_lr`·lr.
+    Warm-up is linear and never zero; the decay runs from the end of warm-up to the end of training, where it
+    would reach `final_lr`·lr (the last step is one step short of that, so it is not wasted on a rate of 0).
     """
     warm = min(1.0, (step + 1) / optim.warmup) if optim.warmup else 1.0
     if optim.schedule == "constant" or step < optim.warmup:
         return optim.lr * warm
-    progress = min(1.0, (step - optim.warmup) / max(1, steps - 1 - optim.warmup))
+    progress = min(1.0, (step - optim.warmup) / max(1, steps - optim.warmup))
     falling = 1 - progress if optim.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return optim.lr * (optim.final_lr + (1 - optim.final_lr) * falling)
 

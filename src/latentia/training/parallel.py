@@ -23,7 +23,11 @@ def start_accelerator(settings: Settings) -> Accelerator:
     Raises `InputError` when the device is not there, when `fp16` is asked of a CPU, and for `fsdp` with one process.
     """
     kind = settings.device.split(":")[0]
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "xpu": torch.xpu.is_available(),
+    }
     if not present.get(kind, True):
         raise InputError(f"device {settings.device!r} is not available here: use 'cpu' or 'auto'")
     if kind == "cuda" and ":" in settings.device:

@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from latentia.core.protocols import Dataset
+from latentia.data.dataset import TensorDataset
 from latentia.errors import InputError, check_choice
 from latentia.training.objective import Objective
 from latentia.training.settings import check_count
 
 SCHEDULES = ("constant", "cosine", "linear")
 OPTIMIZERS = ("adam", "adamw")
+FETCHERS = 4
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,8 @@ class Phase:
         ema: how weights are averaged; None for not at all.
         preview: called every `Settings.preview_every` steps with averaged weights in place; returns
             pictures (B, C, H, W) in [-1, 1], or None for nothing.
-        workers: background threads that fetch batches ahead; 0 fetches in line, which is best for
-            tensors in memory. The batches are the same either way.
+        workers: background threads that fetch batches ahead; 0 fetches in line. None: 0 for tensors in memory,
+            else `FETCHERS`. The batches are the same either way.
 
     Raises `InputError` for a value out of range.
     """
@@ -111,7 +113,7 @@ class Phase:
     accumulate: int = 1
     ema: EMA | None = None
     preview: Callable[[], torch.Tensor | None] | None = None
-    workers: int = 0
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
@@ -119,11 +121,18 @@ class Phase:
         check_count("steps", self.steps)
         check_count("batch_size", self.batch_size)
         check_count("accumulate", self.accumulate)
-        check_count("workers", self.workers, least=0)
+        check_count("workers", self.fetchers, least=0)
         if len(self.data) < 1:
             raise InputError(f"phase {self.name!r} has an empty dataset: check the folder or the split")
         for turn in self.objective.turns:
             self.optim_of(turn)
+
+    @property
+    def fetchers(self) -> int:
+        """Threads that fetch batches ahead."""
+        if self.workers is None:
+            return 0 if isinstance(self.data, TensorDataset) else FETCHERS
+        return self.workers
 
     def optim_of(self, turn: str) -> Optim:
         """The optimizer settings of one turn."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from latentia.errors import InputError, check_choice
 
 PRECISIONS = ("no", "bf16", "fp16")
-DEVICES = ("auto", "cpu", "cuda", "mps")
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Settings:
 
     Attributes:
         seed: data order, noise, dropout and initial weights are functions of it. ≥ 0.
-        device: `auto` (the GPU if there is one), `cpu`, `cuda`, `cuda:1`, `mps`.
+        device: `auto` (the GPU if there is one), `cpu`, `cuda`, `cuda:1`, `mps`, `xpu`.
         precision: `no` (float32), or autocast to `bf16` or, on a GPU, `fp16`; weights stay float32.
         save_every: steps between checkpoints; one is always written at a phase's end.
         log_every: steps between lines of `metrics.jsonl`; each is the mean since the line before.

@@ -283,10 +283,14 @@ class PhaseState:
             unshard_into(self.phase.objective, self.weights())
         self.phase.objective.eval()
         averaged = self.averaged()
-        by_module = averaged and {
-            name: {k.removeprefix(f"{name}."): v for k, v in averaged.items() if k.startswith(f"{name}.")}
-            for name in self.modules
-        }
+        by_module = (
+            None
+            if averaged is None
+            else {
+                name: {k.removeprefix(f"{name}."): v for k, v in averaged.items() if k.startswith(f"{name}.")}
+                for name in self.modules
+            }
+        )
         samples = self.step * self.phase.batch_size
         return PhaseResult(self.phase.name, self.phase.objective, by_module, self.step, samples, self.seconds)
 

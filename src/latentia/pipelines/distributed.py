@@ -1,0 +1,62 @@
+"""One set of pictures made by many processes: seeds are shared out, pictures come back in order."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from latentia.errors import InputError
+from latentia.pipelines.checks import check_count
+from latentia.pipelines.image_pipeline import ImagePipeline
+
+
+def shard_indices(n: int, rank: int, world: int) -> range:
+    """Sample indices of process `rank` of `world`: consecutive, sizes differing by at most one."""
+    check_count("n", n, least=0)
+    check_count("world", world)
+    if not 0 <= rank < world:
+        raise InputError(f"rank must be between 0 and {world - 1}, got {rank}")
+    return range(rank * n // world, (rank + 1) * n // world)
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's place in the process group; (0, 1) when there is none."""
+    return (dist.get_rank(), dist.get_world_size()) if _running() else (0, 1)
+
+
+def sample_sharded(pipe: ImagePipeline, n: int, *, seed: int, output_type: str = "pt", **call: Any) -> torch.Tensor:
+    """`n` pictures of `seed` as one tensor, the same on one process and on any number.
+
+    Every process of the group must call it; each samples its share and receives all. `class_labels` and `latents`
+    may be given for all `n`; `output_type` is `pt` or `latent`; `call` is passed on to the pipeline.
+    """
+    if output_type not in ("pt", "latent"):
+        raise InputError(f"output_type must be 'pt' or 'latent' to be gathered, got {output_type!r}")
+    n = check_count("n", n)
+    rank, world = rank_and_world()
+    # A process without a share draws picture 0 and drops it: all must know the shape and meet at the gather.
+    mine = shard_indices(n, rank, world) or range(1)
+    for name in ("class_labels", "latents"):
+        if isinstance(call.get(name), torch.Tensor | list | tuple) and len(call[name]) > 1:
+            if len(call[name]) != n:
+                raise InputError(f"{name} has {len(call[name])} entries for {n} pictures: give one per picture")
+            call[name] = call[name][mine.start : mine.stop]
+    images = pipe(batch_size=len(mine), seed=seed, sample_indices=mine, output_type=output_type, **call).images
+    return images if world == 1 else _gather(images, n, world)
+
+
+def _gather(mine: torch.Tensor, n: int, world: int) -> torch.Tensor:
+    """Shares of all processes, padded to one size for the exchange, then in order of sample index."""
+    counts = [len(shard_indices(n, rank, world)) for rank in range(world)]
+    device = mine.device
+    sent = mine.new_zeros(max(counts), *mine.shape[1:])
+    sent[: len(mine)] = mine
+    if dist.get_backend() == "gloo":
+        sent = sent.cpu()
+    shares = [torch.empty_like(sent) for _ in range(world)]
+    dist.all_gather(shares, sent.contiguous())
+    return torch.cat([share[:count] for share, count in zip(shares, counts, strict=True)]).to(device)
+
+
+def _running() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -1,0 +1,217 @@
+"""The objectives of the lineage: reconstruct (codecs), denoise (priors), classify (judges)."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from latentia.codecs.autoencoder import Autoencoder
+from latentia.codecs.autoencoder_kl import AutoencoderKL
+from latentia.core.protocols import Batch
+from latentia.errors import InputError, check_choice
+from latentia.losses.reconstruction import ERRORS, REDUCTIONS, per_sample, weighted_error
+from latentia.losses.weighting import min_snr_weight
+from latentia.schedulers.diffusion import DiffusionScheduler
+from latentia.schedulers.scheduler import SchedulerMixin
+from latentia.training.objective import Loss, Objective, take
+
+TIMES = ("antithetic", "logit_normal", "uniform")
+
+
+class ReconstructionObjective(Objective):
+    """Learn x → z → x̂: reconstruction error, plus the posterior's KL when the codec has a posterior.
+
+        total = 1/B Σ_b (Σ_elements error(x, x̂) + kl_weight · KL(q(z|x_b) ‖ N(0, I)))
+
+    which is latent diffusion's convention: both terms are sums over elements, means over the batch
+    (Rombach et al. 2022, without its perceptual and adversarial terms). `reduction="mean"` divides the whole by the
+    number of elements of one x, so `kl_weight` means the same in both; only learning rate and clipping feel it.
+    A codec with a posterior decodes a sample of it.
+
+    Args:
+        codec: `Autoencoder` or `AutoencoderKL`; trained.
+        kl_weight: ≥ 0; without effect for a codec without posterior.
+        reduction: `sum` or `mean`.
+        loss: `l1`, `l2` (= `mse`) or `huber`.
+
+    Parts: `rec` and, with a posterior, `kl`, both in the units of the total (before `kl_weight`).
+    Reads `x` (B, C, H, W) in [-1, 1] from the batch.
+    """
+
+    def __init__(
+        self, codec: Autoencoder | AutoencoderKL, kl_weight: float = 1e-6, reduction: str = "sum", loss: str = "l1"
+    ) -> None:
+        super().__init__()
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("loss", loss, ERRORS)
+        if not isinstance(codec, Autoencoder | AutoencoderKL):
+            raise InputError(f"ReconstructionObjective trains Autoencoder or AutoencoderKL, got {type(codec).__name__}")
+        if not kl_weight >= 0:
+            raise InputError(f"kl_weight must be at least 0, got {kl_weight}")
+        self.codec = codec
+        self.kl_weight, self.reduction, self.loss = kl_weight, reduction, loss
+
+    def settings(self) -> dict[str, Any]:
+        """Loss, reduction and weight."""
+        return {"kl_weight": self.kl_weight, "reduction": self.reduction, "loss": self.loss}
+
+    def forward(self, batch: Batch, turn: str = "main", step: int = 0) -> Loss:
+        """See the class."""
+        x = take(batch, "x")
+        elements = x[0].numel() if self.reduction == "mean" else 1
+        z, kl = self._encode(x)
+        (x_hat,) = self.codec.decode(z, return_dict=False)
+        if x_hat.shape != x.shape:
+            raise InputError(f"the codec made {tuple(x_hat.shape)} of {tuple(x.shape)}: check in_ and out_channels")
+        rec = per_sample(ERRORS[self.loss](x_hat.float(), x.float()), "sum").mean() / elements
+        if kl is None:
+            return Loss(rec, {"rec": rec.detach()})
+        kl = kl.mean() / elements
+        return Loss(rec + self.kl_weight * kl, {"rec": rec.detach(), "kl": kl.detach()})
+
+    def _encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Raw latents and, if there is a posterior, its KL (B,)."""
+        if isinstance(self.codec, Autoencoder):
+            (z,) = self.codec.encode(x, return_dict=False)
+            return z, None
+        (posterior,) = self.codec.encode(x, return_dict=False)
+        return posterior.sample(), posterior.kl()
+
+
+class DiffusionObjective(Objective):
+    """Learn what the scheduler's prediction type says (ε, x₀, v, or the flow ε − x₀) at random times.
+
+        x_t = α_t x₀ + σ_t ε,   total = mean_b w(t_b) · mean_elements error(network(x_t, t), target)
+
+    with w = 1 or min-SNR-γ's weight. Schedulers with β tables draw whole timesteps 0 … T−1; flow matching draws
+    σ in (0, 1), shifted as its config says (σ ← sσ/(1 + (s−1)σ)), and the network sees T·σ.
+
+    Args:
+        denoiser: `denoiser(x_t, t, class_labels=…).sample`; trained. Labels are passed if its config has classes.
+        scheduler: supplies `add_noise`, `training_target`, `alpha_sigma` and `prediction_type`.
+        loss: `mse`, `l1` or `huber`.
+        min_snr_gamma: γ of min-SNR weighting (5 in the paper); None for none.
+        times: `uniform`; `antithetic` (pairs t and T−1−t, as Ho et al.'s successors do); or `logit_normal`
+            (sigmoid of a Gaussian, Esser et al. 2024).
+        times_mean, times_std: of that Gaussian.
+        label_dropout: probability, for each sample by itself, that its label becomes the null class, the last of
+            the denoiser's class embeddings (classifier-free guidance).
+        key: the batch's entry that holds x₀; else `mean` and `std` of a posterior, of which each step draws anew.
+
+    Raises `InputError` for values out of range, and for ε-prediction with zero terminal SNR, where ε says
+    nothing about x₀.
+    """
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        scheduler: SchedulerMixin,
+        loss: str = "mse",
+        min_snr_gamma: float | None = None,
+        times: str = "uniform",
+        times_mean: float = 0.0,
+        times_std: float = 1.0,
+        label_dropout: float = 0.0,
+        key: str = "x",
+    ) -> None:
+        super().__init__()
+        check_choice("loss", loss, ERRORS)
+        check_choice("times", times, TIMES)
+        if not 0 <= label_dropout <= 1:
+            raise InputError(f"label_dropout is a probability in [0, 1], got {label_dropout}")
+        if min_snr_gamma is not None and not min_snr_gamma > 0:
+            raise InputError(f"min_snr_gamma must be positive, or None for no weighting, got {min_snr_gamma}")
+        self.denoiser, self.scheduler = denoiser, scheduler.fresh()
+        self.loss, self.min_snr_gamma = loss, min_snr_gamma
+        self.times, self.times_mean, self.times_std = times, times_mean, times_std
+        self.label_dropout, self.key = label_dropout, key
+        self.num_times = int(scheduler.config.num_train_timesteps)
+        self.whole_times = isinstance(scheduler, DiffusionScheduler)
+        self._check_terminal()
+        config: Any = denoiser.config
+        self.num_classes: int | None = config.get("num_class_embeds")
+        self.conditional = self.num_classes is not None or config.get("class_embed_type") is not None
+        if label_dropout and self.num_classes is None:
+            raise InputError("label_dropout needs a denoiser with num_class_embeds (its last index is the null class)")
+
+    def _check_terminal(self) -> None:
+        if not self.whole_times or self.scheduler.prediction_type != "epsilon":
+            return
+        alpha, _ = self.scheduler.alpha_sigma(torch.tensor([self.num_times - 1]))
+        if float(alpha) == 0:
+            raise InputError(
+                "at zero terminal SNR (rescale_betas_zero_snr) an epsilon prediction says nothing about x0: "
+                "use prediction_type='v_prediction' or 'sample'"
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Everything but the modules."""
+        own = ("loss", "min_snr_gamma", "times", "times_mean", "times_std", "label_dropout", "key")
+        scheduler = {f"scheduler.{k}": v for k, v in self.scheduler.config.items()}
+        return {name: getattr(self, name) for name in own} | scheduler
+
+    def forward(self, batch: Batch, turn: str = "main", step: int = 0) -> Loss:
+        """See the class."""
+        x0 = self.clean(batch)
+        noise = torch.randn_like(x0)
+        t = self.draw_times(len(x0), x0.device)
+        noisy = self.scheduler.add_noise(x0, noise, t)
+        conditions = {"class_labels": self.labels(take(batch, "label"))} if self.conditional else {}
+        prediction = self.denoiser(noisy, t, **conditions).sample
+        target = self.scheduler.training_target(x0, noise, t)
+        return Loss(weighted_error(prediction, target, self.loss, self.weight(t)), {})
+
+    def clean(self, batch: Batch) -> torch.Tensor:
+        """x₀ as given, or drawn from the posterior that was cached."""
+        if self.key not in batch and "mean" in batch:
+            mean = batch["mean"]
+            return torch.addcmul(mean, take(batch, "std"), torch.randn_like(mean))
+        return take(batch, self.key)
+
+    def draw_times(self, batch: int, device: torch.device) -> torch.Tensor:
+        """(B,) training times: whole ones int64 in 0 … T−1, continuous ones float in [0, T]."""
+        if self.times == "logit_normal":
+            u = torch.sigmoid(torch.randn(batch, device=device) * self.times_std + self.times_mean)
+        elif self.times == "antithetic":
+            half = torch.rand((batch + 1) // 2, device=device)
+            u = torch.cat([half, 1 - half])[:batch]
+        else:
+            u = torch.rand(batch, device=device)
+        if self.whole_times:
+            return (u * self.num_times).long().clamp_(max=self.num_times - 1)
+        config = self.scheduler.config
+        shift = 1.0 if config.get("use_dynamic_shifting") else config.get("shift", 1.0)
+        return self.num_times * (shift * u / (1 + (shift - 1) * u))
+
+    def labels(self, label: torch.Tensor) -> torch.Tensor:
+        """(B,) labels, each replaced by the null class with probability `label_dropout`."""
+        if not self.label_dropout or self.num_classes is None:
+            return label
+        dropped = torch.rand(label.shape, device=label.device) < self.label_dropout
+        return torch.where(dropped, self.num_classes - 1, label)
+
+    def weight(self, t: torch.Tensor) -> torch.Tensor | None:
+        """(B,) weights of the samples, None for ones."""
+        if self.min_snr_gamma is None:
+            return None
+        alpha, sigma = self.scheduler.alpha_sigma(t)
+        return min_snr_weight((alpha / sigma).square(), self.min_snr_gamma, self.scheduler.prediction_type)
+
+
+class ClassificationObjective(Objective):
+    """Learn labels: cross entropy of `network(x)`, logits (B, K), against `label` (B,) in 0 … K−1.
+
+    Part: `accuracy`. Reads `x` and `label` from the batch.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: Batch, turn: str = "main", step: int = 0) -> Loss:
+        """See the class."""
+        label = take(batch, "label")
+        logits = self.network(take(batch, "x")).float()
+        accuracy = (logits.detach().argmax(1) == label).float().mean()
+        return Loss(F.cross_entropy(logits, label), {"accuracy": accuracy})
