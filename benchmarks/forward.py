@@ -22,6 +22,7 @@ SMALL_UNET = {
     "attention_head_dim": 16,
     "layers_per_block": 1,
 }
+TINY_UNET = {**SMALL_UNET, "block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 8}
 DIGITS_UNET = {**SMALL_UNET, "block_out_channels": (64, 128), "layers_per_block": 2, "num_class_embeds": 11}
 DDPM_UNET = {  # the layout of DDPM CIFAR-10 at half its width
     "block_out_channels": (64, 128, 128, 128),
@@ -85,6 +86,7 @@ def vae_pair(config: dict, batch: int, size: int) -> tuple[Callable[[], object],
 def main(seconds: float = 4.0) -> None:
     """Print one line a case."""
     cases = [
+        ("unet 8,16 at 8x8", unet_pair, TINY_UNET, 1, 8),
         *(("unet 32,64 at 16x16", unet_pair, SMALL_UNET, batch, 16) for batch in (1, 8)),
         *(("unet 64,128 at 8x8, classes", unet_pair, DIGITS_UNET, batch, 8) for batch in (1, 8)),
         *(("unet ddpm/2 at 32x32", unet_pair, DDPM_UNET, batch, 32) for batch in (1, 8)),

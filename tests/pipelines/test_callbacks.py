@@ -6,8 +6,14 @@ import pytest
 import torch
 
 from latentia.errors import Cancelled, InputError, UnknownChoiceError
-from latentia.pipelines.callbacks import CancelToken, MultiPipelineCallbacks, PipelineCallback, Trajectory
-from latentia.pipelines.callbacks import check_callback, wanted_tensors
+from latentia.pipelines.callbacks import (
+    CancelToken,
+    MultiPipelineCallbacks,
+    PipelineCallback,
+    Trajectory,
+    check_callback,
+    wanted_tensors,
+)
 
 
 class Add(PipelineCallback):

@@ -104,12 +104,12 @@ def test_the_index_is_written_last(ddim, tmp_path, monkeypatch):
     with pytest.raises(ArtifactError, match="full"):
         ddim.save_pretrained(folder)
     # The folder may now mix old and new parts, so it does not pass for a pipeline.
-    with pytest.raises(ArtifactError, match="no model_index.json"):
+    with pytest.raises(ArtifactError, match=r"no model_index\.json"):
         DiffusionPipeline.from_pretrained(folder)
 
 
 def test_folders_that_are_no_pipelines(tmp_path):
-    with pytest.raises(ArtifactError, match="no model_index.json"):
+    with pytest.raises(ArtifactError, match=r"no model_index\.json"):
         DiffusionPipeline.from_pretrained(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "DDPM')
     with pytest.raises(ArtifactError, match="not valid JSON"):
@@ -132,8 +132,7 @@ ATTACKS = [
     ({"unet": ["diffusers", "UNet2DModle"]}, "did you mean 'UNet2DModel'"),
     ({"unet": ["diffusers", "DDIMPipeline"]}, "unknown component class 'DDIMPipeline'"),
     ({"unet": ["diffusers", "__getattr__"]}, "unknown component class"),
-    ({"unet": ["diffusers", "ModelMixin"]}, "unknown component class|abstract"),
-    ({"unet": ["diffusers", "SchedulerMixin"]}, "unknown component class|abstract"),
+    ({"unet": ["diffusers", "SchedulerMixin"]}, "unknown component class 'SchedulerMixin'"),
     ({"unet": ["diffusers", None]}, r"expected \[library, class\]"),
     ({"../unet": ["diffusers", "UNet2DModel"]}, "no plain name"),
     ({"/etc": ["diffusers", "UNet2DModel"]}, "no plain name"),
@@ -143,6 +142,13 @@ ATTACKS = [
     ({"unet": ...}, "does not fit DDIMPipeline"),
     ({"unet": 3}, "does not fit DDIMPipeline"),
 ]
+
+
+def test_saving_over_a_file(ddim, tmp_path):
+    (tmp_path / "pipe").write_text("mine")
+    with pytest.raises(ArtifactError, match="could not write"):
+        ddim.save_pretrained(tmp_path / "pipe")
+    assert (tmp_path / "pipe").read_text() == "mine"
 
 
 @pytest.mark.parametrize(("change", "words"), ATTACKS)
@@ -159,14 +165,15 @@ def test_hostile_and_broken_indices(saved, change, words, monkeypatch):
 
 def test_absent_component(saved):
     rewrite(saved, unet=[None, None])
-    with pytest.raises(InputError, match="component 'unet' must be a network with a config, .* got None"):
+    with pytest.raises(InputError, match=r"component 'unet' must be a network with a config, .* got None"):
         DiffusionPipeline.from_pretrained(saved)
 
 
 def test_missing_or_swapped_component_folders(saved):
     (saved / "unet" / "config.json").rename(saved / "config.json")
-    with pytest.raises(ArtifactError):
+    with pytest.raises(ArtifactError, match=r"no config.json in .*unet"):
         DiffusionPipeline.from_pretrained(saved)
+    (saved / "config.json").rename(saved / "unet" / "config.json")
     (saved / "scheduler").rename(saved / "gone")
     with pytest.raises(ArtifactError, match="names 'scheduler', but"):
         DiffusionPipeline.from_pretrained(saved)
@@ -185,7 +192,7 @@ def test_a_truncated_weight_file(saved):
         (None, "ok", "component 'unet' must be a network with a config, such as UNet2DModel; got None"),
         ("ok", None, "component 'scheduler' .* got None"),
         ("ok", "unet", "component 'scheduler' must be a scheduler .* got UNet2DModel"),
-        ("scheduler", "ok", "component 'unet' must be a network .* got DDIMScheduler"),
+        ("scheduler", "ok", "component 'unet' must be a network .* got DDPMScheduler"),
         ("ok", DDPMScheduler, "got class DDPMScheduler"),
         ("ok", "ddim", "got str"),
     ],

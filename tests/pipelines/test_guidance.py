@@ -5,8 +5,15 @@ import pytest
 import torch
 
 from latentia.errors import InputError
-from latentia.pipelines.guidance import check_interval, check_rescale, check_scale, guide, is_active, predict_guided
-from latentia.pipelines.guidance import rescale_to
+from latentia.pipelines.guidance import (
+    check_interval,
+    check_rescale,
+    check_scale,
+    guide,
+    is_active,
+    predict_guided,
+    rescale_to,
+)
 
 
 def pair(shape=(3, 2, 5, 5)):

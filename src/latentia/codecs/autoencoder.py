@@ -20,7 +20,7 @@ class AutoencoderOutput(Output):
 class Autoencoder(SpatialCodec):
     """x → z → x̂, min ‖x − D(E(x))‖: nothing shapes z, so decoding N(0, I) gives no picture.
 
-    The same encoder and decoder as `AutoencoderKL`, and the same arguments (see there), but the encoder's output is
+    The same encoder and decoder as `AutoencoderKL`, with the same arguments (see there), but the encoder's output is
     the latent itself, and the latents are not scaled unless `set_scale` is told to.
     """
 

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from functools import partial
+from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,9 +14,9 @@ import torch
 from latentia.core import transaction
 from latentia.core.files import write_text
 from latentia.core.weight_files import (
-    DTYPE_BYTES,
     PICKLES,
     STEM,
+    Header,
     check_variant,
     index_name,
     locate,
@@ -29,11 +30,13 @@ from latentia.errors import ArtifactError, InputError
 StateDict = dict[str, torch.Tensor]
 
 _DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
-    torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64", torch.bool: "BOOL", torch.complex64: "C64",
+    torch.uint64: "U64", torch.int64: "I64", torch.float64: "F64", torch.complex64: "C64",
+    torch.float32: "F32", torch.uint32: "U32", torch.int32: "I32",
+    torch.bfloat16: "BF16", torch.float16: "F16", torch.uint16: "U16", torch.int16: "I16",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+    torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+"""The format's dtype names, in the order of the reference writer: wide ones first, so that all are aligned."""
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -77,11 +80,14 @@ def save_state_dict(
     return [folder / name for name in names]
 
 
-def load_state_dict(path: Path | str, *, variant: str | None = None, stem: str = STEM) -> StateDict:
+def load_state_dict(
+    path: Path | str, *, variant: str | None = None, stem: str = STEM, mapped: bool = False
+) -> StateDict:
     """Read tensors from a model folder, a safetensors file, or a pickle of tensors.
 
-    Tensors are views of the mapped file: copy them before the file is changed in place. A pickle (.bin, .pt, .ckpt)
-    is read with `weights_only=True`, so that nothing in it can run; a checkpoint's `state_dict` entry is unwrapped.
+    With `mapped` the tensors are views of the mapped safetensors file: for callers that copy each of them at once, to
+    another dtype or device; whoever keeps one crashes when the file is cut short. A pickle (.bin, .pt, .ckpt) is read
+    with `weights_only=True`, so that nothing in it can run; a checkpoint's `state_dict` entry is unwrapped.
     Raises `ArtifactError` for anything missing, truncated, foreign or unsafe.
     """
     path = Path(path)
@@ -89,27 +95,55 @@ def load_state_dict(path: Path | str, *, variant: str | None = None, stem: str =
         found = locate(path, variant, stem)
         state: StateDict = {}
         for file in found.files:
-            state |= read_safetensors(file)
+            state |= read_safetensors(file, mapped)
         if found.weight_map is not None:
             lost = sorted(set(found.weight_map) - set(state))
             if lost:
                 raise ArtifactError(f"the shards in {path} lack {', '.join(lost)}: copy the folder again, whole")
         return state
-    return read_pickle(path) if path.suffix in PICKLES else read_safetensors(path)
+    return read_pickle(path) if path.suffix in PICKLES else read_safetensors(path, mapped)
 
 
-def read_safetensors(path: Path) -> StateDict:
+def read_safetensors(path: Path, mapped: bool = False) -> StateDict:
     """Tensors of one safetensors file, tied names restored; `ArtifactError` when it is not a whole one."""
     header = read_header(path)
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in header.tensors}
+        state = _map_tensors(path, header) if mapped else _read_tensors(path, header)
     except (safetensors.SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}): copy or download it again") from error
     for name, kept in header.metadata.items():
         if kept in state:
             state.setdefault(name, state[kept])
     return state
+
+
+def _map_tensors(path: Path, header: Header) -> StateDict:
+    with safetensors.safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in header.tensors}
+
+
+def _read_tensors(path: Path, header: Header) -> StateDict:
+    """Read the bytes straight into new tensors: one copy in memory, none of it tied to the file."""
+    dtypes = {name: dtype for dtype, name in _DTYPES.items()}
+    state: StateDict = {}
+    with open(path, "rb", buffering=0) as file:
+        file.seek(8 + header.length)
+        for name, entry in sorted(header.tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+            if entry.dtype not in dtypes:
+                raise ArtifactError(f"{path}: {name!r} cannot be read: PyTorch has no dtype {entry.dtype!r}")
+            state[name] = torch.empty(entry.shape, dtype=dtypes[entry.dtype])
+            if entry.end > entry.begin:
+                _fill(state[name], file)
+    return state
+
+
+def _fill(tensor: torch.Tensor, file: RawIOBase) -> None:
+    rest = tensor.reshape(-1).view(torch.uint8).numpy().data
+    while rest:  # one system call reads at most 2 GiB
+        count = file.readinto(rest)
+        if not count:
+            raise OSError("it became shorter while it was read")
+        rest = rest[count:]
 
 
 def read_pickle(path: Path) -> StateDict:
@@ -119,8 +153,9 @@ def read_pickle(path: Path) -> StateDict:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, KeyError, ... by what is wrong
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ArtifactError(
-            f"{path} is broken, or asks for more than tensors, which is refused ({str(error).splitlines()[0]}): "
+            f"{path} is broken, or asks for more than tensors, which is refused ({reason}): "
             "ask its author for a safetensors file"
         ) from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
@@ -192,8 +227,9 @@ def _nbytes(tensor: torch.Tensor) -> int:
 
 
 def _write_file(path: Path, tensors: StateDict, metadata: dict[str, str]) -> None:
-    """Stream tensors into a safetensors file: one tensor at a time in host memory, wide dtypes first (aligned)."""
-    order = sorted(tensors.items(), key=lambda item: (-DTYPE_BYTES[_DTYPES[item[1].dtype]], item[0]))
+    """Stream tensors into a safetensors file: one tensor at a time in host memory."""
+    rank = {dtype: i for i, dtype in enumerate(_DTYPES)}
+    order = sorted(tensors.items(), key=lambda item: (rank[item[1].dtype], item[0]))
     header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     at = 0
     for name, tensor in order:
@@ -213,5 +249,6 @@ def _write_file(path: Path, tensors: StateDict, metadata: dict[str, str]) -> Non
 
 def _write_tensor(file: BinaryIO, tensor: torch.Tensor) -> None:
     if tensor.numel():
-        flat = tensor.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+        whole = tensor.resolve_conj().resolve_neg().cpu().contiguous()
+        flat = whole.as_strided((whole.numel(),), (1,))  # a lone element may keep an odd stride through reshape
         file.write(flat.view(torch.uint8).numpy().data)

@@ -75,8 +75,8 @@ def _escape(name: str) -> str:
 
 
 def sync(path: Path) -> None:
-    """fsync a file."""
-    handle = os.open(path, os.O_RDWR)
+    """fsync a file or folder."""
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows wants to write to what it syncs
     try:
         os.fsync(handle)
     finally:

@@ -4,6 +4,7 @@
 `from_pretrained` reads it back from a folder or a Hub id.
 """
 
+import contextlib
 import importlib
 import os
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from torch import nn
 from latentia.core.artifacts import load_state_dict, save_state_dict
 from latentia.core.config import ConfigMixin, freeze, to_json
 from latentia.core.hub import resolve_folder
-from latentia.core.model_loading import SkipInit, check_fits, fill, missing_names
+from latentia.core.model_loading import SkipInit, check_fits, fill
 from latentia.core.transaction import current, names
 from latentia.core.weight_files import STEM, index_name, locate, single_name, variants
 from latentia.errors import ArtifactError, InputError, nearest
@@ -177,13 +178,12 @@ class ModelMixin(nn.Module, ConfigMixin):
         target = cls._class_to_build(config, folder)
         config = {k: v for k, v in config.items() if k in target.config_arguments() or k not in _AVERAGE_ENTRIES}
         locate(folder, variant, stem)  # a missing file is said before the network is built
-        with SkipInit():
+        with SkipInit() if strict else contextlib.nullcontext():
             model = target.from_config(config, **config_overrides)
-        state = target.convert_legacy_keys(load_state_dict(folder, variant=variant, stem=stem))
+        mapped = dtype is not None or device is not None
+        state = target.convert_legacy_keys(load_state_dict(folder, variant=variant, stem=stem, mapped=mapped))
         check_fits(model, state, str(folder), strict)
-        if not strict and missing_names(model, state):
-            model = target.from_config(config, **config_overrides)
-        fill(model, state, dtype, device)
+        fill(model, state, dtype, device, copy=mapped)
         return model.eval()
 
     @classmethod

@@ -10,13 +10,13 @@ from torch.overrides import TorchFunctionMode
 from latentia.errors import ArtifactError
 
 _RANDOM = frozenset(
-    {"uniform_", "normal_", "erfinv_", "bernoulli_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"}
-    | {"xavier_normal_", "trunc_normal_", "orthogonal_"}
+    ("uniform_", "normal_", "erfinv_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_")
 )
+"""In-place functions that start parameters; what `torch.nn.init` offers is made of these, save `orthogonal_`."""
 
 
 class SkipInit(TorchFunctionMode):
-    """Within this context the current thread leaves parameters undrawn: no time, memory or random numbers are used.
+    """Within this context the current thread leaves parameters undrawn: no time, memory or random numbers go there.
 
     Buffers and constants are computed as always (so that those outside the state dict are right), which building on
     the meta device could not do. The mode belongs to one thread: others build their models meanwhile undisturbed.
@@ -34,13 +34,6 @@ class SkipInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def missing_names(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names in the model's state dict for which `state` holds nothing, not even under a tied name."""
-    slots = model.state_dict(keep_vars=True)
-    filled = {id(slots[name]) for name in state if name in slots}
-    return [name for name, slot in slots.items() if id(slot) not in filled]
-
-
 def check_fits(model: nn.Module, state: Mapping[str, torch.Tensor], source: str, strict: bool) -> None:
     """Raise one `ArtifactError` that names every missing, unexpected and mis-shaped tensor.
 
@@ -52,7 +45,8 @@ def check_fits(model: nn.Module, state: Mapping[str, torch.Tensor], source: str,
         for name, slot in slots.items()
         if name in state and not _fits(slot, state[name])
     ]
-    missing = missing_names(model, state) if strict else []
+    filled = {id(slots[name]) for name in state if name in slots}  # one name of a tied tensor fills all of them
+    missing = [name for name, slot in slots.items() if id(slot) not in filled] if strict else []
     unexpected = [name for name in state if name not in slots] if strict else []
     groups = (("missing", missing), ("unexpected", unexpected), ("of the wrong shape", wrong))
     problems = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in groups if names]
@@ -80,11 +74,13 @@ def fill(
     state: Mapping[str, torch.Tensor],
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    copy: bool = True,
 ) -> None:
-    """Put copies of the tensors of `state` under the model's parameters and buffers, then move the rest along.
+    """Put the tensors of `state` under the model's parameters and buffers, then move the rest along.
 
-    Each tensor is read, cast and placed in one step. Parameters keep their identity, so ties stay ties. Floats are
-    cast to `dtype` (None: the dtype the class was built with), integers keep the model's.
+    Each tensor is cast and placed in one step; without `copy` one that needs neither is taken as it is. Parameters
+    keep their identity, so ties stay ties. Floats are cast to `dtype` (None: the dtype the class was built with),
+    integers keep the model's.
     """
     slots = model.state_dict(keep_vars=True)
     done: set[int] = set()
@@ -94,5 +90,5 @@ def fill(
             continue
         done.add(id(slot))
         cast = dtype if dtype is not None and slot.is_floating_point() else slot.dtype
-        slot.data = value.to(device=device or slot.device, dtype=cast, copy=True)
+        slot.data = value.to(device=device or slot.device, dtype=cast, copy=copy)
     model.to(device=device, dtype=dtype)

@@ -301,7 +301,7 @@ class UNet2DModel(GradientCheckpointing, ModelMixin):
                 "this model is class-conditional: give class_labels (B,)"
                 + (f" in [0, {count}), {count - 1} for the null class if it was trained with one" if count else "")
             )
-        if labels.shape[0] != batch or labels.ndim != (2 if kind == "identity" else 1):
+        if labels.ndim != (2 if kind == "identity" else 1) or labels.shape[0] != batch:
             raise InputError(f"class_labels have shape {tuple(labels.shape)}: expected one for each of {batch} samples")
         if kind == "timestep":
             labels = self.time_proj(labels).to(self.conv_in.weight.dtype)
@@ -318,5 +318,6 @@ def _look_up(table: nn.Module, indices: torch.Tensor, name: str) -> torch.Tensor
     try:
         rows: torch.Tensor = table(indices)
     except IndexError:
-        raise InputError(f"{name} {indices.tolist()} out of range: give 0 to {table.num_embeddings - 1}") from None
+        last = next(table.parameters()).shape[0] - 1
+        raise InputError(f"{name} {indices.tolist()} out of range: give 0 to {last}") from None
     return rows

@@ -10,7 +10,8 @@ PREDICTIONS = ("epsilon", "flow_prediction", "sample", "v_prediction")
 def min_snr_weight(snr: torch.Tensor, gamma: float = 5.0, prediction_type: str = "epsilon") -> torch.Tensor:
     """Min-SNR-γ: an x₀ error counts min(SNR, γ), whatever the network predicts.
 
-        x₀: min(SNR, γ)        ε: min(SNR, γ)/SNR        v: min(SNR, γ)/(SNR + 1)
+        x₀: min(SNR, γ)        ε: min(SNR, γ)/SNR
+        v (where α² + σ² = 1): min(SNR, γ)/(SNR + 1)
         flow (u = ε − x₀, α = 1 − σ): min(SNR, γ)/(1 + √SNR)²
 
     by ‖Δε‖² = SNR ‖Δx₀‖², ‖Δv‖² = (SNR + 1) ‖Δx₀‖², ‖Δu‖² = ‖Δx₀‖²/σ² (Hang et al. 2023, arXiv:2303.09556).

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from latentia.errors import ConfigError
+from latentia.nn.norms import group_norm
 
 
 class SelfAttention(nn.Module):
@@ -20,7 +21,7 @@ class SelfAttention(nn.Module):
         eps: of the normalisation.
         output_scale: the sum is divided by this.
 
-    Raises `ConfigError` when a head is wider than the map.
+    Raises `ConfigError` when a head is wider than the map, or groups do not divide it.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class SelfAttention(nn.Module):
         self.heads = channels // head_dim
         self.output_scale = output_scale
         inner = self.heads * head_dim
-        self.group_norm = nn.GroupNorm(groups, channels, eps=eps) if groups is not None else None
+        self.group_norm = group_norm(groups, channels, eps) if groups is not None else None
         self.to_q = nn.Linear(channels, inner)
         self.to_k = nn.Linear(channels, inner)
         self.to_v = nn.Linear(channels, inner)

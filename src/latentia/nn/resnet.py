@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from latentia.errors import ConfigError, check_choice
+from latentia.errors import check_choice
 from latentia.nn.activations import get_activation
+from latentia.nn.norms import group_norm
 from latentia.nn.sampling import downsample_mean, upsample_nearest
 
 RESAMPLERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"down": downsample_mean, "up": upsample_nearest}
@@ -37,12 +38,7 @@ class ResnetStyle:
 
     def group_norm(self, channels: int) -> nn.GroupNorm:
         """The normalisation of `channels`; raises `ConfigError` when they do not divide into the groups."""
-        if channels % self.groups:
-            raise ConfigError(
-                f"{channels} channels do not divide into norm_num_groups={self.groups}: "
-                "choose widths that are multiples of it, or fewer groups"
-            )
-        return nn.GroupNorm(self.groups, channels, eps=self.eps)
+        return group_norm(self.groups, channels, self.eps)
 
 
 class ResnetBlock(nn.Module):

@@ -16,7 +16,7 @@ class _DoubleOnCPU(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def forward(x: torch.Tensor) -> torch.Tensor:
         batch, channels, height, width = x.shape
         doubled = x.new_empty(batch, channels, height, 2, width, 2)
         doubled[..., 0, :, 0] = x
@@ -29,7 +29,7 @@ class _DoubleOnCPU(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         top, bottom = grad[..., 0::2, :], grad[..., 1::2, :]
         return top[..., 0::2] + top[..., 1::2] + bottom[..., 0::2] + bottom[..., 1::2]
 

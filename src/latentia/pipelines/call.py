@@ -50,21 +50,22 @@ class PipelineCall:
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         cancel: CancelToken | None = None,
     ) -> None:
-        put = super().__setattr__
-        put("_pipeline", pipeline)
-        put("scheduler", scheduler)
-        put("timesteps", scheduler.timesteps)
-        put("num_timesteps", len(scheduler.timesteps))
-        put("tensors", dict(tensors or {}))
-        put("step_index", 0)
-        put("interrupt", False)
-        put("cancel", cancel)
-        put("guidance_scale", guidance.check_scale(guidance_scale))
-        put("guidance_rescale", guidance.check_rescale(guidance_rescale))
-        put("guidance_interval", guidance.check_interval(guidance_interval))
+        interval = guidance.check_interval(guidance_interval)
         horizon = scheduler.config.num_train_timesteps
-        guided = [guidance.is_active(t, horizon, self.guidance_interval) for t in scheduler.timesteps.tolist()]
-        put("_guided", guided)
+        vars(self).update(
+            _pipeline=pipeline,
+            scheduler=scheduler,
+            timesteps=scheduler.timesteps,
+            num_timesteps=len(scheduler.timesteps),
+            tensors=dict(tensors or {}),
+            step_index=0,
+            interrupt=False,
+            cancel=cancel,
+            guidance_scale=guidance.check_scale(guidance_scale),
+            guidance_rescale=guidance.check_rescale(guidance_rescale),
+            guidance_interval=interval,
+            _guided=[guidance.is_active(t, horizon, interval) for t in scheduler.timesteps.tolist()],
+        )
 
     _pipeline: "DiffusionPipeline"
     scheduler: Scheduler
@@ -81,6 +82,8 @@ class PipelineCall:
     _guided: list[bool]
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked by copy and pickle of an object that has no state yet
+            raise AttributeError(name)
         own = ALIASES.get(name)
         return getattr(self, own) if own else getattr(self._pipeline, name)
 
@@ -92,7 +95,7 @@ class PipelineCall:
             value = guidance.check_scale(value)
         elif name == "guidance_rescale":
             value = guidance.check_rescale(value)
-        elif name in ("guidance_interval", "num_timesteps"):
+        elif name in ("guidance_interval", "num_timesteps", "step_index", "timesteps"):
             raise InputError(f"{name} is fixed for the whole call: pass it to the call")
         super().__setattr__(name, value)
 
@@ -105,6 +108,11 @@ class PipelineCall:
     def do_classifier_free_guidance(self) -> bool:
         """Whether this step runs both halves."""
         return self.current_scale > 1
+
+    def begin_step(self, index: int) -> None:
+        """Enter turn `index` of the loop. Raises `Cancelled` if the call shall stop before it."""
+        self.check_cancelled()
+        super().__setattr__("step_index", index)
 
     def check_cancelled(self) -> None:
         """Raise `Cancelled` if the callback interrupted the call or its token was cancelled."""

@@ -198,3 +198,10 @@ def check_returned(returned: object) -> Mapping[str, Any]:
             "to replace such as {'latents': latents}"
         )
     return returned
+
+
+def check_cancel(cancel: object) -> CancelToken | None:
+    """A cancel token or None. Raises `InputError`."""
+    if cancel is not None and not isinstance(cancel, CancelToken):
+        raise InputError(f"cancel must be a CancelToken, got {cancel!r}: make one, pass it, and call its cancel()")
+    return cancel

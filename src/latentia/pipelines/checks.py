@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from operator import index
 from typing import Any
 
+import numpy as np
 import torch
 
 from latentia.core.rng import Generators, sample_generators
@@ -75,7 +76,8 @@ def generators_of(
     if generator is not None:
         raise InputError("pass either seed or generator: a seed makes its own generator for each picture")
     seed = check_count("seed", seed, least=0)
-    return sample_generators(seed, [check_count("sample index", i, least=0) for i in sample_indices or range(batch)])
+    indices = range(batch) if sample_indices is None else sample_indices
+    return sample_generators(seed, [check_count("sample index", i, least=0) for i in indices])
 
 
 def check_latents(latents: object, shape: Sequence[int]) -> torch.Tensor:
@@ -111,7 +113,7 @@ def class_indices(labels: object, num_classes: int, null_class: int | None, name
 
     Allowed are 0 … num_classes − 1 and, where the network has one, the null class.
     """
-    if isinstance(labels, torch.Tensor):
+    if isinstance(labels, torch.Tensor | np.ndarray):
         labels = labels.tolist()
     single = isinstance(labels, str) or not isinstance(labels, Sequence)
     listed = [labels] if single else list(labels)  # type: ignore[call-overload]
@@ -132,3 +134,10 @@ def _class_index(label: object, num_classes: int, null_class: int | None, names:
         null = f" ({null_class} is the null class)" if null_class is not None else ""
         raise InputError(f"class {number} is out of range: known are 0 to {num_classes - 1}{null}")
     return number
+
+
+def eta_option(eta: object) -> float | None:
+    """η as a step option; None for 0, the default, which every scheduler can honour. Raises `InputError`."""
+    if isinstance(eta, bool) or not isinstance(eta, int | float) or not 0 <= eta <= 1:
+        raise InputError(f"eta must be between 0 (deterministic) and 1 (as noisy as DDPM), got {eta!r}")
+    return float(eta) or None

@@ -7,6 +7,7 @@ Nothing is imported on the folder's word: a class is looked up in Latentia's own
 """
 
 import importlib
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from latentia.core.config import FORMAT_VERSION, ConfigMixin, to_json
-from latentia.core.files import read_json, write_text_atomic
+from latentia.core.files import read_json, refused, write_text_atomic
 from latentia.core.hub import resolve_folder
 from latentia.core.model import ModelMixin
 from latentia.core.weight_files import index_name, locate, single_name
@@ -125,7 +126,7 @@ def public_class(name: str, base: type[Base], kind: str, path: Path) -> type[Bas
     """The public Latentia class called `name`, a subclass of `base`. Raises `ArtifactError` with the nearest match."""
     public = importlib.import_module("latentia")
     found = getattr(public, name) if name in public.__all__ else None
-    if isinstance(found, type) and issubclass(found, base):
+    if isinstance(found, type) and issubclass(found, base) and not inspect.isabstract(found):
         return found
     match = nearest(name, public.__all__)
     hint = f"did you mean {match!r}? " if match else ""
@@ -171,6 +172,14 @@ def save_component(component: Any, folder: Path, variant: str | None, max_shard_
         component.save_config(folder)
     elif component is not None:
         component.save_pretrained(folder)
+
+
+def remove_index(folder: Path) -> None:
+    """Make `folder` no pipeline while its parts are being replaced. Raises `ArtifactError`."""
+    try:
+        (folder / INDEX).unlink(missing_ok=True)
+    except OSError as error:
+        raise refused(folder, error) from error
 
 
 def write_index(folder: Path, class_name: str, components: Mapping[str, Any], values: Mapping[str, Any]) -> None:

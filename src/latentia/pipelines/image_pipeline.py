@@ -1,8 +1,8 @@
 """ImagePipeline: everything between the arguments of a call and the loop, for pictures with or without classes."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
 
 import torch
 
@@ -11,66 +11,12 @@ from latentia.core.rng import Generators, randn
 from latentia.errors import InputError, NonFiniteError, check_choice
 from latentia.pipelines import checks, guidance
 from latentia.pipelines.call import PipelineCall
-from latentia.pipelines.callbacks import Callback, CancelToken, PipelineCallback, check_callback, wanted_tensors
+from latentia.pipelines.callbacks import CancelToken, check_callback, check_cancel, wanted_tensors
 from latentia.pipelines.evaluation import evaluating
 from latentia.pipelines.loop import sample_loop
 from latentia.pipelines.outputs import ImagePipelineOutput, Images, join
 from latentia.pipelines.pipeline import DiffusionPipeline
-
-Labels = int | str | Sequence[int | str] | torch.Tensor
-
-
-class SamplingOptions(TypedDict):
-    """Keywords that every image pipeline takes beside Diffusers' own.
-
-    seed: picture i is drawn from its own generator, derived from (seed, i); alone or in any batch it is the same.
-    sample_indices: the numbers i of the pictures under `seed`; default 0 … batch_size − 1.
-    class_labels: one class (int, or a name of `id2label`) or one per picture; needed by class-conditional networks.
-    guidance_scale: s of ε_∅ + s(ε_c − ε_∅); at most 1: the conditional network alone.
-    guidance_rescale: φ in [0, 1]; how far the guided prediction gets the conditional one's spread back.
-    guidance_interval: (start, stop) in [0, 1], 0 = noise, 1 = data: guidance acts while start ≤ 1 − t/T ≤ stop.
-    latents: standard normal starting noise (B, C, H, W), scaled by the scheduler's `init_noise_sigma`.
-    max_batch: largest batch that goes through the network; more pictures are made in chunks.
-    callback_on_step_end: `(pipe, step_index, timestep, tensors)`, a `PipelineCallback` or a list of these.
-    callback_on_step_end_tensor_inputs: names to hand to it, of latents, class_labels, model_output,
-        pred_original_sample (x̂₀).
-    cancel: a `CancelToken` that another thread may pull.
-    """
-
-    seed: NotRequired[int | None]
-    sample_indices: NotRequired[Sequence[int] | None]
-    class_labels: NotRequired[Labels | None]
-    guidance_scale: NotRequired[float]
-    guidance_rescale: NotRequired[float]
-    guidance_interval: NotRequired[tuple[float, float]]
-    latents: NotRequired[torch.Tensor | None]
-    max_batch: NotRequired[int | None]
-    callback_on_step_end: NotRequired[Callback | PipelineCallback | Sequence[PipelineCallback] | None]
-    callback_on_step_end_tensor_inputs: NotRequired[Sequence[str]]
-    cancel: NotRequired[CancelToken | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A call's arguments, checked and completed; everything per picture is `batch` long."""
-
-    batch: int
-    steps: int
-    output_type: str
-    generator: Generators
-    labels: torch.Tensor | None
-    latents: torch.Tensor | None
-    step_options: Mapping[str, Any]
-    guidance: Mapping[str, Any]
-    max_batch: int
-    callback: Callback | None
-    wanted: tuple[str, ...]
-    cancel: CancelToken | None
-
-    def chunks(self) -> Iterator[slice]:
-        """Consecutive rows of at most `max_batch`."""
-        for start in range(0, self.batch, self.max_batch):
-            yield slice(start, min(start + self.max_batch, self.batch))
+from latentia.pipelines.request import Labels, Request, SamplingOptions
 
 
 class ImagePipeline(DiffusionPipeline):
@@ -147,16 +93,17 @@ class ImagePipeline(DiffusionPipeline):
     ) -> ImagePipelineOutput | tuple[Images]:
         """Check everything, then sample and decode chunk by chunk."""
         return_dict = checks.check_flag("return_dict", return_dict)
-        order = self._order(batch_size, generator, num_inference_steps, output_type, step_options, **options)
-        chunks = list(order.chunks())
-        call = self._begin(order, chunks[0])
-        done: list[Images] = []
-        with evaluating(self.networks), self.progress_bar(call.num_timesteps * len(chunks)) as bar:
-            for rows in chunks:
-                done.append(self._run(order, call if rows is chunks[0] else self._begin(order, rows), rows, bar.update))
-        return ImagePipelineOutput(join(done)) if return_dict else (join(done),)
+        for name in options:
+            check_choice("argument", name, SamplingOptions.__annotations__)
+        request = self._request(batch_size, generator, num_inference_steps, output_type, step_options, **options)
+        chunks = list(request.chunks())
+        first = self._begin(request, chunks[0])
+        calls = chain([first], (self._begin(request, rows) for rows in chunks[1:]))
+        with evaluating(self.networks), self.progress_bar(first.num_timesteps * len(chunks)) as bar:
+            images = join([self._run(request, call, rows, bar.update) for call, rows in zip(calls, chunks)])
+        return ImagePipelineOutput(images) if return_dict else (images,)
 
-    def _order(
+    def _request(
         self,
         batch_size: int | None,
         generator: Generators,
@@ -175,7 +122,7 @@ class ImagePipeline(DiffusionPipeline):
         callback_on_step_end: Any = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         cancel: CancelToken | None = None,
-    ) -> Order:
+    ) -> Request:
         steps = checks.check_count("num_inference_steps", num_inference_steps)
         check_choice("output_type", output_type, (*OUTPUT_TYPES, "latent"))
         generator = checks.check_generator(generator)
@@ -200,7 +147,7 @@ class ImagePipeline(DiffusionPipeline):
         callback = check_callback(callback_on_step_end)
         known = [n for n in self._callback_tensor_inputs if n != "class_labels" or labels is not None]
         wanted = wanted_tensors(callback, callback_on_step_end_tensor_inputs, known) if callback else ()
-        return Order(
+        return Request(
             batch=batch,
             steps=steps,
             output_type=output_type,
@@ -212,7 +159,7 @@ class ImagePipeline(DiffusionPipeline):
             max_batch=batch if max_batch is None else checks.check_count("max_batch", max_batch),
             callback=callback,
             wanted=wanted,
-            cancel=_check_cancel(cancel),
+            cancel=check_cancel(cancel),
         )
 
     def _label_indices(self, class_labels: Labels | None) -> list[int] | None:
@@ -235,19 +182,19 @@ class ImagePipeline(DiffusionPipeline):
             raise InputError(f"guidance_scale above 1 needs an unconditional prediction, but this network {why}: use 1")
         return null
 
-    def _begin(self, order: Order, rows: slice) -> PipelineCall:
+    def _begin(self, request: Request, rows: slice) -> PipelineCall:
         """The state of one chunk, on its own copy of the scheduler."""
         scheduler = self.scheduler.fresh()
-        scheduler.set_timesteps(order.steps)
-        tensors = {} if order.labels is None else {"class_labels": order.labels[rows].to(self.device)}
-        return PipelineCall(self, scheduler, tensors=tensors, cancel=order.cancel, **order.guidance)
+        scheduler.set_timesteps(request.steps)
+        tensors = {} if request.labels is None else {"class_labels": request.labels[rows].to(self.device)}
+        return PipelineCall(self, scheduler, tensors=tensors, cancel=request.cancel, **request.guidance)
 
-    def _run(self, order: Order, call: PipelineCall, rows: slice, advance: Any) -> Images:
+    def _run(self, request: Request, call: PipelineCall, rows: slice, advance: Any) -> Images:
         """Noise → latents → pictures for the rows of one chunk."""
-        generator = order.generator[rows] if isinstance(order.generator, list | tuple) else order.generator
+        generator = request.generator[rows] if isinstance(request.generator, list | tuple) else request.generator
         device, dtype = self.unet.device, torch.promote_types(self.unet.dtype, torch.float32)
-        if order.latents is not None:
-            noise = order.latents[rows].to(device, dtype)
+        if request.latents is not None:
+            noise = request.latents[rows].to(device, dtype)
         else:
             noise = randn((rows.stop - rows.start, *self.sample_shape), generator, device, dtype)
         z = sample_loop(
@@ -255,19 +202,19 @@ class ImagePipeline(DiffusionPipeline):
             self._denoise,
             noise * call.scheduler.init_noise_sigma,
             generator=generator,
-            step_options=order.step_options,
-            callback=order.callback,
-            wanted=order.wanted,
+            step_options=request.step_options,
+            callback=request.callback,
+            wanted=request.wanted,
             advance=advance,
         )
-        if order.output_type == "latent":
+        if request.output_type == "latent":
             return z
         x = self.decode(z, generator)
         if not bool(torch.isfinite(x).all()):
             raise NonFiniteError(
                 "NaN or infinity after decoding finite latents: decode in float32 (pipe.to(torch.float32))"
             )
-        return as_output(x, order.output_type)
+        return as_output(x, request.output_type)
 
     def _denoise(self, call: PipelineCall, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """The network's prediction, in the sampler's dtype; guided when the call is."""
@@ -283,16 +230,3 @@ class ImagePipeline(DiffusionPipeline):
     def _predict(self, z: torch.Tensor, t: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
         prediction: torch.Tensor = self.unet(z.to(self.unet.dtype), t, **conditions).sample
         return prediction.to(z.dtype)
-
-
-def _check_cancel(cancel: object) -> CancelToken | None:
-    if cancel is not None and not isinstance(cancel, CancelToken):
-        raise InputError(f"cancel must be a CancelToken, got {cancel!r}: make one, pass it, and call its cancel()")
-    return cancel
-
-
-def eta_option(eta: object) -> float | None:
-    """η as a step option; None for 0, the default, which every scheduler can honour. Raises `InputError`."""
-    if isinstance(eta, bool) or not isinstance(eta, int | float) or not 0 <= eta <= 1:
-        raise InputError(f"eta must be between 0 (deterministic) and 1 (as noisy as DDPM), got {eta!r}")
-    return float(eta) or None

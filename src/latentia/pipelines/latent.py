@@ -7,8 +7,10 @@ import torch
 
 from latentia.core.rng import Generators
 from latentia.errors import InputError
-from latentia.pipelines.image_pipeline import ImagePipeline, SamplingOptions, eta_option
+from latentia.pipelines.checks import eta_option
+from latentia.pipelines.image_pipeline import ImagePipeline
 from latentia.pipelines.outputs import ImagePipelineOutput, Images
+from latentia.pipelines.request import SamplingOptions
 
 
 @runtime_checkable

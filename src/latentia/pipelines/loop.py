@@ -37,8 +37,7 @@ def sample_loop(
     scheduler, options = call.scheduler, step_options or {}
     finite = FiniteWatch(call.num_timesteps)
     for i, t in enumerate(call.timesteps):
-        call.check_cancelled()
-        object.__setattr__(call, "step_index", i)
+        call.begin_step(i)
         output = denoise(call, scheduler.scale_model_input(latents, t), t)
         stepped = scheduler.step(output, t, latents, generator=generator, **options)
         latents = stepped.prev_sample

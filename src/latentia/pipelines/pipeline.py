@@ -140,10 +140,11 @@ class DiffusionPipeline(ABC):
     ) -> Path:
         """Write Diffusers' pipeline folder and return it.
 
-        The index is removed first and written last: a folder that has one is whole. Raises `ArtifactError`.
+        An old index is removed first and the new one written last: a folder that has one is whole, never a mixture.
+        Raises `ArtifactError` when the disk refuses.
         """
         path = Path(folder)
-        (path / layout.INDEX).unlink(missing_ok=True)
+        layout.remove_index(path)
         for name, component in self.components.items():
             layout.save_component(component, path / name, variant, max_shard_size)
         layout.write_index(path, type(self).__name__, self.components, self._values)

@@ -6,8 +6,10 @@ from typing import Any, ClassVar, Unpack
 import torch
 
 from latentia.core.rng import Generators
-from latentia.pipelines.image_pipeline import ImagePipeline, SamplingOptions, eta_option
+from latentia.pipelines.checks import eta_option
+from latentia.pipelines.image_pipeline import ImagePipeline
 from latentia.pipelines.outputs import ImagePipelineOutput, Images
+from latentia.pipelines.request import SamplingOptions
 from latentia.schedulers.ddim import DDIMScheduler
 
 

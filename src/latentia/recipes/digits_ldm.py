@@ -5,15 +5,16 @@ from latentia.recipes.parts import Average, Noise, Optim, Target, TrainedKL, UNe
 
 
 class DigitsLDM(LatentDiffusion):
-    """A KL-VAE (32×32 → 8×8×4) and a class-conditional UNet on its latents."""
+    """A KL-VAE (32×32 → 8×8×1) and a class-conditional UNet on its latents."""
 
 
 def digits_ldm() -> DigitsLDM:
     """Latent diffusion on scikit-learn's 1,257 training digits at 32×32, class-conditional.
 
     Command: latentia train digits-ldm --out runs/digits-ldm
-    Cost:    about 150 CPU-seconds on 2 CPU cores (60 for the KL-VAE, 90 for the UNet).
-    Expect:  DPM-Solver++-10 with EMA: judge accuracy 0.95, frechet_digits 1.4 × the real-vs-real floor.
+    Cost:    about 130 CPU-seconds on 2 CPU cores (40 for the KL-VAE, 90 for the UNet).
+    Expect:  KL-VAE: PSNR 38 dB on test digits. DPM-Solver++-10 with EMA: accuracy_digits 0.99, frechet_digits 0.8 ×
+             the floor (540 random real images against all), nearest-training-image distance 1.05 × held-out images'.
     """
     return DigitsLDM(
         name="digits-ldm",
@@ -21,22 +22,26 @@ def digits_ldm() -> DigitsLDM:
         image_size=32,
         image_channels=1,
         num_classes=10,
-        steps=1800,
+        steps=1300,
         batch_size=64,
         vae=TrainedKL(
-            channels=(16, 32, 32),
+            channels=(16, 32, 48),
             layers=1,
             groups=8,
-            latent_channels=4,
+            latent_channels=1,  # the scans behind these pictures are 8×8: one channel holds them
             mid_attention=False,
-            steps=500,
-            batch_size=64,
-            optim=Optim(lr=2e-3, schedule="cosine"),
+            steps=420,
+            batch_size=32,
+            loss="l2",
+            kl_weight=1e-3,
+            reduction="mean",
+            optim=Optim(lr=3e-3, schedule="linear", warmup=20, weight_decay=1e-3),
         ),
-        unet=UNet(channels=(48, 64), layers=1, attention=(1,), groups=8),
+        unet=UNet(channels=(48, 64), layers=1, attention=(1,), head_dim=32, groups=16),
         objective=Target(label_dropout=0.1),
-        noise=Noise(beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195),
-        optim=Optim(lr=1e-3, schedule="cosine", warmup=50),
-        ema=Average(decay=0.998),
+        noise=Noise(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"),
+        optim=Optim(lr=2e-3, schedule="linear", final_lr=0.05, warmup=50, betas=(0.9, 0.99), weight_decay=0.01),
+        ema=Average(decay=0.999),
+        channels_last=True,
         save_every=500,
     )

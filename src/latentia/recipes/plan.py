@@ -144,6 +144,13 @@ def make_plan(recipe: Recipe, measure: bool = True) -> Plan:
     return Plan(recipe.name, rows, speed, machine, recipe.precision)
 
 
+def rehearse(recipe: Recipe) -> None:
+    """Call every network of the recipe once on the meta device: sizes that do not fit raise before any work."""
+    for work in recipe.work():
+        with torch.device("meta"), torch.no_grad():
+            work.run(work.build(), 1)
+
+
 def cost(work: Work, precision: str, device: torch.device, speed: float | None) -> Row:
     """The row of one piece of work; `speed` is this machine's FLOP/s or None."""
     with torch.device("meta"):

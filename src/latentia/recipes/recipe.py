@@ -97,7 +97,10 @@ class Recipe(Value, ABC):
 
     @abstractmethod
     def finish(self, bench: Bench, results: Mapping[str, PhaseResult], out: Path) -> None:
-        """Put the finished weights in place and save the pipeline (or codec) into `out`/pipeline."""
+        """Put the finished weights in place and save the pipeline (or codec) into `out`/pipeline.
+
+        Only the first process calls this: nothing in it may wait for the others.
+        """
 
     @abstractmethod
     def work(self) -> list[Work]:

@@ -10,6 +10,7 @@ from latentia.recipes.recipe import Recipe
 _HOME = {
     "ddpm-cifar10": "ddpm_cifar10:ddpm_cifar10",
     "digits-ddpm": "digits_ddpm:digits_ddpm",
+    "digits-demo": "demo:digits_demo",
     "digits-ldm": "digits_ldm:digits_ldm",
     "ldm-celebahq": "ldm_celebahq:ldm_celebahq",
     "ldm4-imagenet": "ldm_imagenet:ldm4_imagenet",
@@ -42,3 +43,25 @@ def recipe(name: str) -> Recipe:
 def summaries() -> dict[str, str]:
     """First docstring line of every recipe."""
     return {name: (inspect.getdoc(builder(name)) or "").partition("\n")[0] for name in _HOME}
+
+
+def stated(build: Callable[[], Recipe]) -> dict[str, str]:
+    """What a recipe's docstring states under `Command:`, `Cost:` and `Expect:`, each on one line."""
+    facts: dict[str, str] = {}
+    label = ""
+    for line in (inspect.getdoc(build) or "").splitlines():
+        head, colon, rest = line.partition(":")
+        if colon and head in ("Command", "Cost", "Expect"):
+            label = head
+            facts[label] = rest.strip()
+        elif label and line.startswith(" "):
+            facts[label] += f" {line.strip()}"
+        else:
+            label = ""
+    return facts
+
+
+def prose(build: Callable[[], Recipe]) -> list[str]:
+    """The docstring's paragraphs without what `stated` returns, each on one line."""
+    paragraphs = (inspect.getdoc(build) or "").split("\n\n")
+    return [" ".join(text.split()) for text in paragraphs if not text.startswith("Command:")]

@@ -111,7 +111,7 @@ def _figure(picture: Image.Image, caption: str) -> str:
 def line_chart(
     series: Mapping[str, Sequence[Point]], x: str, y: str, log: bool = False, width: int = 640, height: int = 280
 ) -> str:
-    """An inline SVG of named lines, each [(x, y), …]; points that are not finite (or not positive, in `log`) are left out."""
+    """An inline SVG of named lines, each [(x, y), …]; what cannot be drawn (NaN; y ≤ 0 in `log`) is left out."""
     drawn = {
         name: [(px, math.log10(py) if log else py) for px, py in points if math.isfinite(py) and (py > 0 or not log)]
         for name, points in series.items()

@@ -21,13 +21,16 @@ def run_recipe(recipe: Recipe, out: str | os.PathLike[str], resume: bool = False
     calls this; the first one writes.
 
     Raises `TrainingError` when `out` holds a run and `resume` is off, or when that run's recipe differs in a field
-    that changes the result; everything that the training loop raises.
+    that changes the result; `ConfigError` or `InputError` for sizes that do not fit together, before anything is
+    written; everything that the training loop raises.
     """
     from accelerate import PartialState
 
+    from latentia.recipes.plan import rehearse
     from latentia.training.loop import train
     from latentia.training.resume import check_folder
 
+    rehearse(recipe)
     folder = Path(out)
     first = os.environ.get("RANK", "0") == "0"
     if first:
@@ -41,6 +44,22 @@ def run_recipe(recipe: Recipe, out: str | os.PathLike[str], resume: bool = False
         recipe.finish(bench, results, folder)
     PartialState().wait_for_everyone()
     return folder / "pipeline"
+
+
+def start_or_saved(name: str, folder: Path, resume: bool) -> Recipe:
+    """The recipe to train: the registry's, or with `resume` the one that `folder` was started with.
+
+    Raises `TrainingError` when the folder holds a run of another recipe.
+    """
+    fresh = registry.recipe(name)
+    if not resume or not (folder / SAVED).is_file():
+        return fresh
+    saved = load_recipe(folder)
+    if saved.name != name:
+        raise TrainingError(
+            f"{folder} holds a run of {saved.name}, not of {name}: resume that, or choose another --out"
+        )
+    return saved
 
 
 def load_recipe(folder: str | os.PathLike[str]) -> Recipe:

@@ -118,7 +118,7 @@ def sample_to(pipe: ImagePipeline, request: Request, out: Path, scale: int | Non
     Under `torchrun` every process makes its share; returns what this process wrote.
     """
     with processes() as (rank, world):
-        pipe.set_progress_bar_config(disable=rank > 0, desc="sampling", leave=False)
+        pipe.set_progress_bar_config(disable=True if rank else None, desc="sampling", leave=False)
         if out.suffix.lower() == ".png":
             pictures = sample(pipe, request)
             if rank > 0:

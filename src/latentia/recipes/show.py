@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
 from latentia.recipes.overrides import keys
+from latentia.recipes.registry import prose, stated
 
 if TYPE_CHECKING:
+    from latentia.core.inspect_path import Description
+    from latentia.metrics.measurement import Measurement
     from latentia.recipes.plan import Plan, Row
     from latentia.recipes.recipe import Recipe
 
@@ -92,17 +95,57 @@ def list_table(recipes: dict[str, str]) -> Table:
 
 
 def recipe_page(build: Callable[[], Recipe]) -> Group:
-    """A recipe's docstring and every key that `key=value` can set."""
+    """What a recipe is, its command, cost and expected number, and every key that `key=value` can set."""
     recipe = build()
+    first, *rest = prose(build)
+    facts = Table(box=None, pad_edge=False, show_header=False)
+    for label, text in stated(build).items():
+        facts.add_row(Text(label, style="bold"), Text(text))
     table = Table(box=None, pad_edge=False)
-    for title in ("key", "default", "type", "meaning"):
+    for title in ("key", "default", "meaning"):
         table.add_column(title, style="bold" if title == "key" else None, no_wrap=title == "key")
     for key in keys(recipe):
-        table.add_row(key.name, Text(_default(key.value)), Text(key.type_name), key.description)
-    return Group(Text(recipe.name, style="bold"), Text(inspect.getdoc(build) or ""), Text(), table)
+        table.add_row(
+            key.name, Text(_default(key.value)), Text(key.description).append(f" ({key.type_name})", style="dim")
+        )
+    lines = [Text(f"{paragraph}\n") for paragraph in rest]
+    return Group(Text.assemble((recipe.name, "bold"), f"  {first}\n"), facts, Text(), *lines, table)
 
 
 def _default(value: object) -> str:
     if isinstance(value, tuple):
         return ",".join(_default(item) for item in value) or "()"
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def measurement_table(numbers: Sequence[Measurement]) -> Table:
+    """Numbers with what they were measured on."""
+    table = Table(box=None, pad_edge=False)
+    for title in ("measured", "value", "n", "real", "seed"):
+        table.add_column(title, justify="left" if title == "measured" else "right", no_wrap=True)
+    for each in numbers:
+        seed = "" if each.seed is None else str(each.seed)
+        table.add_row(each.name, f"{each.value:.4g}", str(each.n_generated), str(each.n_real or ""), seed)
+    return table
+
+
+def description_tree(found: Description) -> Tree:
+    """What lies at a path, its parts below it, problems in red."""
+    return _grow(Tree(_branch(str(found.path), found)), found)
+
+
+def _branch(name: str, found: Description) -> Text:
+    text = Text(name, style="bold")
+    size = [f"{count(found.parameters)} parameters"] if found.parameters else []
+    kinds = [" + ".join(sorted(found.dtypes))] if found.dtypes else []
+    tags = [f"variants {', '.join(found.variants)}"] if found.variants not in ((), ("default",)) else []
+    facts = [found.class_name or found.kind, *size, *kinds, *tags, *([count(found.bytes, "B")] if found.bytes else [])]
+    return text.append(f"  {', '.join(facts)}", style="not bold")
+
+
+def _grow(tree: Tree, found: Description) -> Tree:
+    for problem in found.problems:
+        tree.add(Text(problem, style="red"))
+    for name, part in found.parts.items():
+        _grow(tree.add(_branch(name, part)), part)
+    return tree

@@ -87,20 +87,20 @@ class MirroredDataset:
         return batch
 
 
-def load_codec(folder: str | Path) -> AnyCodec:
+def load_codec(folder: str | os.PathLike[str]) -> AnyCodec:
     """The codec saved in `folder` (a model, or a pipeline or run that has one), with its weights."""
     path, kind = _codec_class(folder)
     return kind.from_pretrained(path)
 
 
-def codec_like(folder: str | Path) -> AnyCodec:
+def codec_like(folder: str | os.PathLike[str]) -> AnyCodec:
     """The same codec from its config alone; no weights are read."""
     path, kind = _codec_class(folder)
     codec: AnyCodec = kind.from_config(kind.load_config(path))
     return codec
 
 
-def _codec_class(folder: str | Path) -> tuple[Path, type[AnyCodec]]:
+def _codec_class(folder: str | os.PathLike[str]) -> tuple[Path, type[AnyCodec]]:
     import latentia
     from latentia.core.files import read_json
 

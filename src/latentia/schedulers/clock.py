@@ -14,10 +14,10 @@ class Clock:
 
     __slots__ = ("address", "extent", "item", "last", "times", "timesteps", "whole")
 
-    def __init__(self, timesteps: torch.Tensor, times: list[float]) -> None:
+    def __init__(self, timesteps: torch.Tensor, times: list[float], last: dict[float, int] | None = None) -> None:
         self.timesteps = timesteps
         self.times = times
-        self.last = {time: i for i, time in enumerate(times)}
+        self.last = {time: i for i, time in enumerate(times)} if last is None else last
         self.whole = not timesteps.is_floating_point()
         self.address = timesteps.data_ptr()
         self.item = timesteps.element_size()

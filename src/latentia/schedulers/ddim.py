@@ -1,15 +1,17 @@
 """DDIM: the deterministic step of a diffusion, and everything up to its fully random one."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import hardtanh_
 
 from latentia.core.config import register_to_config
 from latentia.core.rng import Generators
 from latentia.errors import InputError
 from latentia.schedulers.diffusion import DiffusionScheduler
-from latentia.schedulers.prediction import affine, eps_coefficients, operands, x0_coefficients
+from latentia.schedulers.prediction import affine, direction, eps_coefficients, operands, x0_coefficients
 from latentia.schedulers.scheduler import LazyX0, StepOutput
 from latentia.schedulers.spacing import Array, check_num_steps
 
@@ -47,6 +49,9 @@ class DDIMScheduler(DiffusionScheduler):
     """
 
     step_options = frozenset({"eta", "use_clipped_model_output", "variance_noise"})
+    _rows: dict[float, list[tuple[float, ...]]]
+    _times: Array
+    _next_level: Array
 
     @register_to_config
     def __init__(
@@ -75,35 +80,32 @@ class DDIMScheduler(DiffusionScheduler):
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         """Choose `num_inference_steps` timesteps (1 … T) on `device`; raises `InputError` for any other number."""
         num = check_num_steps(num_inference_steps, self.config.num_train_timesteps)
-        times = self._spaced(num).round()
-        if not self.config.compat:
-            self._refuse_undefined_start(times)
-        self._start_run(times, torch.int64, device)
+        self._start_run(num, lambda: self._plan(num), device)
         self.num_inference_steps = num
-        self._times = times
-        self._eta: float | None = None
 
-    def _next_levels(self, times: Array) -> Array:
+    def _plan(self, num: int) -> tuple[Array, torch.dtype, dict[str, Any]]:
+        times = self._spaced(num).round()
+        self._refuse_undefined_start(times)
         if self.config.compat:
-            after = times - self.config.num_train_timesteps // (self.num_inference_steps or 1)
+            after = times - self.config.num_train_timesteps // num
         else:
             after = np.append(times[1:], -1)
-        return np.where(after < 0, self._last_level, self._level[np.maximum(after, 0).astype(np.int64)])
+        next_level = np.where(after < 0, self._last_level, self._level[np.maximum(after, 0).astype(np.int64)])
+        return times, torch.int64, {"_times": times, "_next_level": next_level, "_rows": {}}
 
-    def _prepare(self, eta: float) -> None:
-        """Per-step numbers for one η: the plain step, the clipped one, the clipped one with ε recomputed."""
+    def _make_rows(self, eta: float) -> list[tuple[float, ...]]:
+        """Per-step numbers for one η: x̂₀, noise, the plain step, the clipped one, and that with ε̂ recomputed."""
         level = self._levels_at(self._times)
         with np.errstate(divide="ignore", invalid="ignore"):  # compat may ask for ε where there is no signal
-            signal, direction, noise = ddim_coefficients(level, self._next_levels(self._times), eta)
+            signal, heading, noise = ddim_coefficients(level, self._next_level, eta)
             alpha, sigma = np.sqrt(level), np.sqrt(1 - level)
             p, q = x0_coefficients(self.prediction_type, alpha, sigma)
             ex, ey = eps_coefficients(self.prediction_type, alpha, sigma)
-            plain = signal * p + direction * ex, signal * q + direction * ey
-            clipped = signal, direction * ex, direction * ey
-            again = signal - direction * alpha / sigma, direction / sigma
-        columns = [column.tolist() for column in (p, q, noise, *plain, *clipped, *again)]
-        self._rows = list(zip(*columns))
-        self._eta = eta
+            plain = signal * p + heading * ex, signal * q + heading * ey
+            scale, ratio = direction(p, q)
+            clipped = ratio, self._clip / np.abs(scale), scale, signal * scale, heading * ex, heading * ey
+            again = (signal - heading * alpha / sigma) * scale, heading / sigma
+        return list(zip(*(column.tolist() for column in (p, q, noise, *plain, *clipped, *again))))
 
     def step(
         self,
@@ -124,26 +126,28 @@ class DDIMScheduler(DiffusionScheduler):
             variance_noise: z itself, instead of a generator.
         """
         index = self.index_for_timestep(timestep)
-        if eta != self._eta:
-            self._prepare(eta)
-        p, q, noise, a, b, signal, ex, ey, again, rest = self._rows[index]
+        rows = self._rows.get(eta)
+        if rows is None:
+            rows = self._rows[eta] = self._make_rows(eta)
+        p, q, noise, a, b, ratio, bound, scale, signal, ex, ey, again, rest = rows[index]
         y, x = operands(model_output, sample)
         x0: LazyX0
         if not self._limits:
             x0 = (p, x, q, y)
             previous = affine(a, x, b, y)
         else:
-            x0 = self._limit(affine(p, x, q, y))
+            if self._thresholds:
+                clean = self._limit(affine(p, x, q, y)) / scale
+            else:  # clipping scale·u at the range is clipping u at range/scale
+                clean = hardtanh_(torch.add(y, x, alpha=ratio), -bound, bound)
+            x0 = (scale, clean, 0.0, clean)
             if use_clipped_model_output:
-                previous = affine(again, x0, rest, x)
+                previous = affine(again, clean, rest, x)
             else:
-                previous = affine(signal, x0, ey, y)
+                previous = affine(signal, clean, ey, y)
                 if ex:
                     previous.add_(x, alpha=ex)
         if noise:
             previous.add_(self._noise(x, generator, variance_noise), alpha=noise)
-        if previous.dtype is not sample.dtype:
-            previous = previous.to(sample.dtype)
-        self._step_index = index + 1
-        output = StepOutput(previous, x0)
+        output = self._finish(index, previous, x0, sample)
         return output if return_dict else output.to_tuple()

@@ -1,6 +1,7 @@
 """DDPM: the ancestral sampler, one draw from q(x_{t'} | x_t, x̂₀) a step."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,8 @@ class DDPMScheduler(DiffusionScheduler):
         The other arguments are those of `DDIMScheduler`.
     """
 
+    _rows: list[tuple[float, ...]]
+
     @register_to_config
     def __init__(
         self,
@@ -68,7 +71,6 @@ class DDPMScheduler(DiffusionScheduler):
         self._set_up(zero_snr=rescale_betas_zero_snr)
         self.variance_type = variance_type
         self._learned = variance_type in ("learned", "learned_range")
-        self._times = np.arange(num_train_timesteps, dtype=np.float64)[::-1]
 
     def set_timesteps(
         self,
@@ -81,40 +83,36 @@ class DDPMScheduler(DiffusionScheduler):
         if (num_inference_steps is None) == (timesteps is None):
             raise InputError("pass exactly one of num_inference_steps and timesteps")
         if timesteps is not None:
-            times = given_timesteps(timesteps, total)
+            own = given_timesteps(timesteps, total)
+            self._start_run(None, lambda: self._plan(own), device)
         else:
-            times = self._spaced(check_num_steps(num_inference_steps, total)).round()
-        self._begin(times, device)
-
-    def _begin(self, times: Array, device: torch.device | str | None) -> None:
-        if not self.config.compat:
-            self._refuse_undefined_start(times)
-        self._start_run(times, torch.int64, device)
-        self._times = times
-        self._rows = None
+            num = check_num_steps(num_inference_steps, total)
+            self._start_run(num, lambda: self._plan(self._spaced(num).round()), device)
 
     def previous_timestep(self, timestep: int) -> int:
         """The timestep that a step from `timestep` arrives at; −1 is the data."""
-        following = [*self._times[1:].astype(int).tolist(), -1]
-        return int(following[self.index_for_timestep(timestep)])
+        following = self.index_for_timestep(timestep) + 1
+        return int(self.timesteps[following]) if following < len(self.timesteps) else -1
 
     def index_for_timestep(self, timestep: int | torch.Tensor) -> int:
         """Position of `timestep` in `timesteps`; without `set_timesteps` those are all T."""
         if self._clock is None:
-            self._begin(self._times, None)
+            self.set_timesteps(timesteps=range(len(self) - 1, -1, -1))
         return super().index_for_timestep(timestep)
 
-    def _prepare(self) -> None:
-        level = self._levels_at(self._times)
-        c0, cx, small, large = posterior(level, np.append(self._levels_at(self._times)[1:], 1.0))
+    def _plan(self, times: Array) -> tuple[Array, torch.dtype, dict[str, Any]]:
+        """Per-step numbers: x̂₀, the plain step, the clipped one, the noise, and the bounds of a learned one."""
+        self._refuse_undefined_start(times)
+        level = self._levels_at(times)
+        c0, cx, small, large = posterior(level, np.append(level[1:], 1.0))
         with np.errstate(divide="ignore", invalid="ignore"):
             p, q = x0_coefficients(self.prediction_type, np.sqrt(level), np.sqrt(1 - level))
         plain = c0 * p + cx, c0 * q
         small = np.maximum(small, 1e-20)
         std = np.sqrt(large if self.variance_type.startswith("fixed_large") else small)
-        std[(self._times <= 0) | (std <= 1e-10)] = 0
-        columns = (p, q, *plain, c0, cx, std, np.log(small), np.log(large), self._times)
-        self._rows = list(zip(*(column.tolist() for column in columns)))
+        std[(times <= 0) | (std <= 1e-10)] = 0
+        columns = (p, q, *plain, c0, cx, std, np.log(small), np.log(large), times)
+        return times, torch.int64, {"_rows": list(zip(*(column.tolist() for column in columns)))}
 
     def step(
         self,
@@ -129,8 +127,6 @@ class DDPMScheduler(DiffusionScheduler):
         With a learned variance `model_output` has twice the channels of `sample`.
         """
         index = self.index_for_timestep(timestep)
-        if self._rows is None:
-            self._prepare()
         p, q, a, b, c0, cx, std, log_small, log_large, time = self._rows[index]
         variance = None
         if self._learned:
@@ -148,10 +144,7 @@ class DDPMScheduler(DiffusionScheduler):
             previous.addcmul_(learned, self._noise(x, generator))
         elif std and variance is None:
             previous.add_(self._noise(x, generator), alpha=std)
-        if previous.dtype is not sample.dtype:
-            previous = previous.to(sample.dtype)
-        self._step_index = index + 1
-        output = StepOutput(previous, x0)
+        output = self._finish(index, previous, x0, sample)
         return output if return_dict else output.to_tuple()
 
     def _split(self, model_output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

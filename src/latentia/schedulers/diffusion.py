@@ -1,10 +1,11 @@
 """Diffusion schedulers: those whose forward process is a β schedule, x_t = √ᾱ_t x₀ + √(1 − ᾱ_t) ε."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
+from torch.nn.functional import hardtanh_
 
 from latentia.errors import InputError, check_choice
 from latentia.schedulers.betas import ALMOST_ZERO_SNR, make_betas, signal_level
@@ -29,7 +30,6 @@ class DiffusionScheduler(SchedulerMixin):
     alphas: torch.Tensor
     alphas_cumprod: torch.Tensor
     _level: Array
-    _rows: Any = None
 
     def _set_up(self, *, zero_snr: bool = False, finite_snr: bool = False) -> None:
         """Check the shared arguments and make the tables.
@@ -57,6 +57,7 @@ class DiffusionScheduler(SchedulerMixin):
         self._limits = self._thresholds or self._clip > 0
         self.betas, self.alphas, self.alphas_cumprod = betas.float(), (1 - betas).float(), level.float()
         self._level = level.double().numpy()
+        self._plans = {}
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
         total = config.num_train_timesteps
         self.timesteps = torch.arange(total - 1, -1, -1)
@@ -78,7 +79,9 @@ class DiffusionScheduler(SchedulerMixin):
 
     def _refuse_undefined_start(self, times: Array) -> None:
         """ε says nothing about x₀ where no signal is left: a zero-terminal-SNR run must not start there with ε."""
-        if self.prediction_type == "epsilon" and not self.config.compat and bool((self._levels_at(times) == 0).any()):
+        if self.config.compat or self.prediction_type != "epsilon":
+            return
+        if bool((self._levels_at(times) == 0).any()):
             raise InputError(
                 "with rescale_betas_zero_snr no signal is left at the last training timestep, where an epsilon "
                 "prediction cannot determine x0: use prediction_type='v_prediction' or 'sample' (with a network "
@@ -114,4 +117,4 @@ class DiffusionScheduler(SchedulerMixin):
         """A fresh x̂₀ limited as the config asks: dynamic thresholding first, else static clipping."""
         if self._thresholds:
             return dynamic_threshold(x0, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
-        return x0.clamp_(-self._clip, self._clip)
+        return hardtanh_(x0, -self._clip, self._clip)

@@ -38,8 +38,8 @@ def make_path(sigmas: Array, flow: bool) -> Path:
 
 def multistep_weights(
     algorithm: str, solver: str, order: int, path: Path, third_order: str = "published", compat: bool = False
-) -> list[tuple[float, float, float, float, float]]:
-    """(c_x, w₀, w₁, w₂, c_z) of every step, taken at `order` (its first `order − 1` rows are not usable).
+) -> list[Array]:
+    """c_x, w₀, w₁, w₂ and c_z over all steps, taken at `order` (the first `order − 1` entries are not usable).
 
     `third_order` picks the coefficient of the second derivative in order 3: `published`, as in the paper and every
     library, which leaves the method second-order; `corrected`, twice that, which makes it third-order.
@@ -52,20 +52,21 @@ def multistep_weights(
         if order == 1:
             columns = [c_x, d0, zero, zero, c_z]
         elif order == 2:
-            r0 = _shift(h, 1) / h
+            r0 = earlier(h, 1) / h
             columns = [c_x, d0 + d1 / r0, -d1 / r0, zero, c_z]
         else:
             d2 = d2 * 2 if third_order == "corrected" else d2
-            r0, r1 = _shift(h, 1) / h, _shift(h, 2) / h
+            r0, r1 = earlier(h, 1) / h, earlier(h, 2) / h
             newer = d1 * (1 + r0 / (r0 + r1)) + d2 / (r0 + r1)  # weight of (m₀ − m₁)/r₀
             older = d1 * r0 / (r0 + r1) + d2 / (r0 + r1)  # weight of −(m₁ − m₂)/r₁
             columns = [c_x, d0 + newer / r0, -newer / r0 - older / r1, older / r1, c_z]
-    return list(zip(*(column.tolist() for column in columns)))
+    still = h == 0  # Karras levels that end at sigma_min: the last step goes nowhere
+    return [np.where(still, 0.0 if k else 1.0, column) for k, column in enumerate(columns)]
 
 
-def _shift(h: Array, steps: int) -> Array:
-    """h of the step `steps` before; NaN where there is none."""
-    return np.concatenate([np.full(min(steps, len(h)), np.nan), h[: max(len(h) - steps, 0)]])
+def earlier(values: Array, steps: int) -> Array:
+    """The entry `steps` before each; NaN where there is none."""
+    return np.concatenate([np.full(min(steps, len(values)), np.nan), values[: max(len(values) - steps, 0)]])
 
 
 def _taylor_weights(

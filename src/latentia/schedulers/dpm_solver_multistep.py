@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +12,16 @@ from latentia.core.rng import Generators
 from latentia.errors import InputError, check_choice
 from latentia.schedulers.clock import listed_positions
 from latentia.schedulers.diffusion import DiffusionScheduler
-from latentia.schedulers.dpm_solver import ALGORITHMS, SOLVERS, THIRD_ORDERS, make_path, multistep_weights
-from latentia.schedulers.prediction import affine, dynamic_threshold, eps_coefficients, operands, x0_coefficients
+from latentia.schedulers.dpm_solver import (
+    ALGORITHMS,
+    SOLVERS,
+    THIRD_ORDERS,
+    Path,
+    earlier,
+    make_path,
+    multistep_weights,
+)
+from latentia.schedulers.prediction import affine, direction, eps_coefficients, operands, x0_coefficients
 from latentia.schedulers.scheduler import LazyX0, StepOutput
 from latentia.schedulers.sigma import FINAL_SIGMAS, noise_ratio
 from latentia.schedulers.spacing import (
@@ -60,6 +69,11 @@ class DPMSolverMultistepScheduler(DiffusionScheduler):
     predictions = ("epsilon", "sample", "v_prediction", "flow_prediction")
     extensions = frozenset({"compat", "third_order"})
     step_options = frozenset({"variance_noise"})
+    _path: Path
+    _weights: list[list[tuple[float, ...]]]
+    _rows: list[tuple[float, ...]]
+    _orders: list[int]
+    _history: tuple[torch.Tensor, ...]
 
     @register_to_config
     def __init__(
@@ -107,6 +121,8 @@ class DPMSolverMultistepScheduler(DiffusionScheduler):
         self.sigmas = torch.from_numpy(self._table_kappa).float()
         self.timesteps = self.timesteps.float()
         self._off_table = False
+        self._trims = variance_type is not None
+        self._reach = max(solver_order - 2, 0)
 
     def _check_choices(self) -> None:
         config = self.config
@@ -150,12 +166,12 @@ class DPMSolverMultistepScheduler(DiffusionScheduler):
             if chooser:
                 raise InputError(f"timesteps cannot be given with use_{chooser}_sigmas or lambdas: they are chosen")
             times = np.trunc(given_timesteps(timesteps, config.num_train_timesteps))
-            sigmas = self._table_kappa[times.astype(np.int64)]
+            own = times, self._table_kappa[times.astype(np.int64)]
+            self._start_run(None, lambda: self._plan(*own), device)
         else:
-            times, sigmas = self._spaced_sigmas(check_num_steps(num_inference_steps, len(self)), shift)
-        last = float(self._table_kappa[0]) if config.final_sigmas_type == "sigma_min" else 0.0
-        self._start_run(np.trunc(times), torch.int64, device)
-        self._prepare(np.append(sigmas, last))
+            num = check_num_steps(num_inference_steps, len(self))
+            self._start_run((num, shift), lambda: self._plan(*self._spaced_sigmas(num, shift)), device)
+        self._history = ()
 
     def _spaced_sigmas(self, num: int, shift: float) -> tuple[Array, Array]:
         """Timesteps and noise levels of a run of `num` steps."""
@@ -175,24 +191,35 @@ class DPMSolverMultistepScheduler(DiffusionScheduler):
         )
         return times, np.interp(times, np.arange(total), table)
 
-    def _prepare(self, sigmas: Array) -> None:
-        """Rebind everything a run reads: per-step weights for every order, and an empty history."""
+    def _plan(self, times: Array, levels: Array) -> tuple[Array, torch.dtype, dict[str, Any]]:
+        """Per-step numbers: the solver's weights for every order, and how predictions are converted."""
         config = self.config
-        num, flow = len(sigmas) - 1, bool(config.use_flow_sigmas)
-        self.sigmas = torch.from_numpy(sigmas).float()
-        self._path = path = make_path(sigmas, flow)
-        self._weights = [
-            multistep_weights(self._algorithm, self._solver, order, path, config.third_order, config.compat)
-            for order in range(1, config.solver_order + 1)
-        ]
+        last = float(self._table_kappa[0]) if config.final_sigmas_type == "sigma_min" else 0.0
+        sigmas = np.append(levels, last)
+        path = make_path(sigmas, bool(config.use_flow_sigmas))
         alpha, sigma = path.alpha[:-1], path.sigma[:-1]
-        convert = x0_coefficients if self._data else eps_coefficients
-        columns = (*convert(self.prediction_type, alpha, sigma), *x0_coefficients(self.prediction_type, alpha, sigma))
-        self._rows = list(zip(*(column.tolist() for column in columns)))
-        self._orders = self._highest_orders(num)
-        self._history: tuple[torch.Tensor, ...] = ()
-        whole = np.asarray(self._clock.times, dtype=np.int64) if self._clock else np.zeros(0, dtype=np.int64)
-        self._off_table = not flow and not np.allclose(self._table_kappa[whole.clip(0)], sigmas[:-1], rtol=1e-6)
+        clean = x0_coefficients(self.prediction_type, alpha, sigma)
+        noisy = eps_coefficients(self.prediction_type, alpha, sigma)
+        scale, ratio = direction(*(clean if self._data else noisy))
+        scale = np.ones_like(scale) if self._limits else scale
+        columns = *clean, ratio, scale, 1 / sigma, -alpha / sigma
+        state = {
+            "sigmas": torch.from_numpy(sigmas).float(),
+            "_path": path,
+            "_weights": [self._weights_of(order, path, scale) for order in range(1, config.solver_order + 1)],
+            "_rows": list(zip(*(column.tolist() for column in columns))),
+            "_orders": self._highest_orders(len(levels)),
+            "_off_table": self._respacing is not None,
+        }
+        return np.trunc(times), torch.int64, state
+
+    def _weights_of(self, order: int, path: Path, scale: Array) -> list[tuple[float, ...]]:
+        """The solver's weights for predictions that are kept divided by the `scale` of the step they were made in."""
+        config = self.config
+        weights = multistep_weights(self._algorithm, self._solver, order, path, config.third_order, config.compat)
+        for age in range(order):
+            weights[1 + age] = weights[1 + age] * earlier(scale, age)
+        return list(zip(*(column.tolist() for column in weights)))
 
     def _highest_orders(self, num: int) -> list[int]:
         config = self.config
@@ -219,10 +246,18 @@ class DPMSolverMultistepScheduler(DiffusionScheduler):
         """
         index = self.index_for_timestep(timestep)
         history = self._history if index == self._step_index else ()
-        if self.config.variance_type is not None:
+        if self._trims:
             model_output = model_output[:, : sample.shape[1]]
         y, x = operands(model_output, sample)
-        newest, x0 = self._convert(index, x, y)
+        p, q, ratio, scale, unscaled_x, unscaled_x0 = self._rows[index]
+        x0: LazyX0
+        if self._limits:
+            newest = x0 = self._limit(affine(p, x, q, y))
+            if not self._data:
+                newest = affine(unscaled_x, x, unscaled_x0, x0)
+        else:
+            newest = torch.add(y, x, alpha=ratio) if ratio else y
+            x0 = (scale, newest, 0.0, newest) if self._data else (p, x, q, y)
         order = min(len(history) + 1, self._orders[index])
         c_x, w0, w1, w2, c_z = self._weights[order - 1][index]
         previous = affine(c_x, x, w0, newest)
@@ -232,25 +267,9 @@ class DPMSolverMultistepScheduler(DiffusionScheduler):
                 previous.add_(history[1], alpha=w2)
         if c_z:
             previous.add_(self._noise(x, generator, variance_noise), alpha=c_z)
-        if previous.dtype is not sample.dtype:
-            previous = previous.to(sample.dtype)
-        self._history = (newest, *history[: len(self._weights) - 2]) if len(self._weights) > 1 else ()
-        self._step_index = index + 1
-        return StepOutput(previous, x0) if return_dict else (previous,)
-
-    def _convert(self, index: int, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, LazyX0]:
-        """The prediction as the solver wants it (x̂₀ or ε̂), and x̂₀."""
-        p, q, px, qx = self._rows[index]
-        if not self._limits:
-            converted = y if p == 0.0 and q == 1.0 else affine(p, x, q, y)
-            return converted, (converted if self._data else (px, x, qx, y))
-        x0 = dynamic_threshold(
-            affine(px, x, qx, y), self.config.dynamic_thresholding_ratio, self.config.sample_max_value
-        )
-        if self._data:
-            return x0, x0
-        alpha, sigma = float(self._path.alpha[index]), float(self._path.sigma[index])
-        return affine(1 / sigma, x, -alpha / sigma, x0), x0
+        self._history = (newest, *history[: self._reach])
+        output = self._finish(index, previous, x0, sample)
+        return output if return_dict else (output.prev_sample,)
 
     # -- forward process ---------------------------------------------------------------------------------------
 
@@ -266,7 +285,7 @@ class DPMSolverMultistepScheduler(DiffusionScheduler):
             sigma = times.to(dtype) / len(self)
             return self._scheduled(times, 1 - sigma, sigma) if self._clock else (1 - sigma, sigma)
         alpha, sigma = super().alpha_sigma(times, dtype)
-        return self._scheduled(times, alpha, sigma) if self._off_table else (alpha, sigma)
+        return self._scheduled(times, alpha, sigma) if self._off_table and self._clock else (alpha, sigma)
 
     def _scheduled(
         self, times: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor

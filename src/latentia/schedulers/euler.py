@@ -84,21 +84,28 @@ class EulerDiscreteScheduler(SigmaScheduler):
             raise InputError("pass exactly one of num_inference_steps, timesteps and sigmas")
         if timesteps is not None and self._continuous:
             raise InputError("timesteps cannot be given with timestep_type='continuous': give sigmas")
+        num = None if sigmas is not None else self._check_count(num_inference_steps, timesteps)
+        self._start_run(num, lambda: self._plan(num, timesteps, sigmas), device)
+
+    def _plan(
+        self, num: int | None, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None
+    ) -> tuple[Array, torch.dtype, dict[str, Any]]:
         if sigmas is not None:
             kappa = given_sigmas(sigmas)
             if len(kappa) < 2:
                 raise InputError("sigmas must hold at least two levels: where the first step starts and ends")
             times = self._timesteps_of(kappa[:-1])
         else:
-            times, kappa = self._spaced_sigmas(num_inference_steps, timesteps)
+            times, kappa = self._spaced_sigmas(num, timesteps)
         if self._continuous:
             times = 0.25 * np.log(kappa[: len(times)])
-        self._begin(times, kappa, device)
-        self._prepare()
+        off_table = sigmas is not None or bool(self._respacing) or self.config.interpolation_type == "log_linear"
+        return times, torch.float32, self._run_state(kappa, self._make_rows(kappa), off_table)
 
-    def _spaced_sigmas(self, num_inference_steps: int | None, timesteps: Sequence[float] | None) -> tuple[Array, Array]:
+    def _spaced_sigmas(self, num: int | None, timesteps: Sequence[float] | None) -> tuple[Array, Array]:
+        """Timesteps, and κ of each and of the end."""
         config = self.config
-        times, kappa = self._choose(num_inference_steps, timesteps)
+        times, kappa = self._choose(num, timesteps)
         log_linear = config.interpolation_type == "log_linear"
         if log_linear:
             kappa = np.exp(np.linspace(np.log(self._table_kappa[-1]), np.log(self._table_kappa[0]), len(times) + 1))
@@ -109,14 +116,15 @@ class EulerDiscreteScheduler(SigmaScheduler):
             return times, kappa
         return times, np.append(kappa, 0.0 if config.final_sigmas_type == "zero" else self._table_kappa[0])
 
-    def _prepare(self) -> None:
-        kappa, after = self._kappa[:-1], self._kappa[1:]
+    def _make_rows(self, levels: Array) -> list[tuple[float, ...]]:
+        """Per-step numbers: the step, and x̂₀."""
+        kappa, after = levels[:-1], levels[1:]
         p, q = self._x0_coefficients(kappa)
         slope = (after - kappa) / kappa  # x̃' = x̃ + slope·(x̃ − x̂₀)
         columns = [1 + slope * (1 - p), -slope * q, p, q]
         if self.prediction_type == "epsilon":
             columns[:2] = [np.ones_like(kappa), after - kappa]
-        self._rows = list(zip(*(column.tolist() for column in columns)))
+        return list(zip(*(column.tolist() for column in columns)))
 
     def step(
         self,
@@ -145,10 +153,7 @@ class EulerDiscreteScheduler(SigmaScheduler):
         else:
             a, b, p, q = self._rows[index]
             previous, x0 = affine(a, x, b, y), (p, x, q, y)
-        if previous.dtype is not sample.dtype:
-            previous = previous.to(sample.dtype)
-        self._step_index = index + 1
-        output = StepOutput(previous, x0)
+        output = self._finish(index, previous, x0, sample)
         return output if return_dict else output.to_tuple()
 
     def _churned(

@@ -1,6 +1,7 @@
 """Euler's method with ancestral noise: step below the next level, then add noise up to it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,19 +46,22 @@ class EulerAncestralDiscreteScheduler(SigmaScheduler):
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         """Choose `num_inference_steps` timesteps (1 … T) on `device`; raises `InputError` for any other number."""
-        times, kappa = self._choose(num_inference_steps, None)
-        self._begin(times, np.append(kappa, 0.0), device)
-        self._prepare()
+        num = self._check_count(num_inference_steps, None)
+        self._start_run(num, lambda: self._plan(num), device)
 
-    def _prepare(self) -> None:
-        kappa, after = self._kappa[:-1], self._kappa[1:]
+    def _plan(self, num: int | None) -> tuple[Array, torch.dtype, dict[str, Any]]:
+        """Per-step numbers: the step, its noise, and x̂₀."""
+        times, kappa = self._choose(num, None)
+        levels = np.append(kappa, 0.0)
+        after = levels[1:]
         down, up = ancestral_split(kappa, after)
         p, q = self._x0_coefficients(kappa)
         slope = (down - kappa) / kappa
         columns = [1 + slope * (1 - p), -slope * q, up, p, q]
         if self.prediction_type == "epsilon":
             columns[:2] = [np.ones_like(kappa), down - kappa]
-        self._rows = list(zip(*(column.tolist() for column in columns)))
+        rows = list(zip(*(column.tolist() for column in columns)))
+        return times, torch.float32, self._run_state(levels, rows, off_table=False)
 
     def step(
         self,
@@ -74,8 +78,5 @@ class EulerAncestralDiscreteScheduler(SigmaScheduler):
         previous = affine(a, x, b, y)
         if up:
             previous.add_(self._noise(x, generator), alpha=up)
-        if previous.dtype is not sample.dtype:
-            previous = previous.to(sample.dtype)
-        self._step_index = index + 1
-        output = StepOutput(previous, (p, x, q, y))
+        output = self._finish(index, previous, (p, x, q, y), sample)
         return output if return_dict else output.to_tuple()

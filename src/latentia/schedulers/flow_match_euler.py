@@ -12,7 +12,7 @@ from latentia.core.rng import Generators
 from latentia.errors import InputError, check_choice
 from latentia.schedulers.clock import listed_positions
 from latentia.schedulers.prediction import operands
-from latentia.schedulers.scheduler import SchedulerMixin, StepOutput
+from latentia.schedulers.scheduler import LazyX0, SchedulerMixin, StepOutput
 from latentia.schedulers.spacing import (
     Array,
     check_num_steps,
@@ -53,6 +53,8 @@ class FlowMatchEulerDiscreteScheduler(SchedulerMixin):
     extensions = frozenset({"rho"})
     step_options = frozenset({"s_churn", "s_tmin", "s_tmax", "s_noise", "per_token_timesteps"})
     prediction_type = "flow_prediction"
+    _widths: list[float]
+    _levels: list[float]
 
     @register_to_config
     def __init__(
@@ -90,6 +92,7 @@ class FlowMatchEulerDiscreteScheduler(SchedulerMixin):
         self.sigma_min, self.sigma_max = float(sigmas[-1]), float(sigmas[0])
         self._shift = float(shift)
         self._off_line = False
+        self._plans = {}
         self._stochastic = bool(stochastic_sampling)
 
     @property
@@ -126,10 +129,17 @@ class FlowMatchEulerDiscreteScheduler(SchedulerMixin):
         Timesteps given alone are passed on as they are while their σ = t/T are shifted. Raises `InputError` for
         other numbers, lists that do not descend or differ in length, and a missing `mu`.
         """
-        config = self.config
-        if config.use_dynamic_shifting and mu is None:
+        if self.config.use_dynamic_shifting and mu is None:
             raise InputError("use_dynamic_shifting=True needs mu, the shift for this image size")
         num = self._count(num_inference_steps, sigmas, timesteps)
+        key = (num, mu, self._shift) if sigmas is None and timesteps is None else None
+        self._start_run(key, lambda: self._plan(num, sigmas, mu, timesteps), device)
+        self.sigmas = self.sigmas.to(device)
+
+    def _plan(
+        self, num: int, sigmas: Sequence[float] | None, mu: float | None, timesteps: Sequence[float] | None
+    ) -> tuple[Array, torch.dtype, dict[str, Any]]:
+        config = self.config
         own = None if timesteps is None else given_sigmas(timesteps, config.num_train_timesteps)
         if sigmas is not None:
             levels = given_sigmas(sigmas, 1.0)
@@ -143,7 +153,17 @@ class FlowMatchEulerDiscreteScheduler(SchedulerMixin):
         if config.invert_sigmas:
             levels, end = 1 - levels, 1.0
             times = levels * config.num_train_timesteps
-        self._begin(times, np.append(levels, end), device)
+        levels = np.append(levels, end)
+        return (
+            times,
+            torch.float32,
+            {
+                "sigmas": torch.from_numpy(levels).float(),
+                "_widths": np.diff(levels).tolist(),
+                "_levels": levels.tolist(),
+                "_off_line": own is not None,
+            },
+        )
 
     def _count(self, num: int | None, sigmas: Sequence[float] | None, timesteps: Sequence[float] | None) -> int:
         counts = {len(given) for given in (sigmas, timesteps) if given is not None}
@@ -175,13 +195,6 @@ class FlowMatchEulerDiscreteScheduler(SchedulerMixin):
             levels = respaced_sigmas(self._respacing, float(levels[-1]), float(levels[0]), len(levels))
         return levels
 
-    def _begin(self, times: Array, levels: Array, device: torch.device | str | None) -> None:
-        self._start_run(times, torch.float32, device)
-        self.sigmas = torch.from_numpy(levels).float().to(device)
-        self._widths = np.diff(levels).tolist()
-        self._levels = levels.tolist()
-        self._off_line = not np.allclose(times, levels[:-1] * self.config.num_train_timesteps)
-
     def step(
         self,
         model_output: torch.Tensor,
@@ -203,18 +216,16 @@ class FlowMatchEulerDiscreteScheduler(SchedulerMixin):
         index = self.index_for_timestep(timestep)
         y, x = operands(model_output, sample)
         level = self._levels[index]
+        x0: LazyX0
         if per_token_timesteps is not None:
             previous, x0 = self._step_tokens(y, x, per_token_timesteps, generator)
-            output = StepOutput(previous, x0)
         elif self._stochastic:
             after = self._levels[index + 1]
             x0 = torch.add(x, y, alpha=-level)
-            output = StepOutput(torch.mul(x0, 1 - after).add_(self._noise(x, generator), alpha=after), x0)
+            previous = torch.mul(x0, 1 - after).add_(self._noise(x, generator), alpha=after)
         else:
-            output = StepOutput(torch.add(x, y, alpha=self._widths[index]), (1.0, x, -level, y))
-        if output.prev_sample.dtype is not sample.dtype:
-            output.prev_sample = output.prev_sample.to(sample.dtype)
-        self._step_index = index + 1
+            previous, x0 = torch.add(x, y, alpha=self._widths[index]), (1.0, x, -level, y)
+        output = self._finish(index, previous, x0, sample)
         return output if return_dict else (output.prev_sample,)
 
     def _step_tokens(

@@ -1,6 +1,7 @@
 """Heun's method in κ: an Euler step, a second look at where it landed, and the average of both slopes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from latentia.errors import InputError
 from latentia.schedulers.prediction import affine, operands
 from latentia.schedulers.scheduler import LazyX0, StepOutput
 from latentia.schedulers.sigma import SigmaScheduler
+from latentia.schedulers.spacing import Array
 
 
 class HeunDiscreteScheduler(SigmaScheduler):
@@ -62,25 +64,29 @@ class HeunDiscreteScheduler(SigmaScheduler):
         """
         if num_train_timesteps not in (None, len(self)):
             raise InputError(f"num_train_timesteps is {len(self)} in the config, got {num_train_timesteps}")
-        times, kappa = self._choose(num_inference_steps, timesteps)
-        num = len(times)
-        if self._respacing:
-            kappa = self._respace(kappa, num)
-            times = self._timesteps_of(kappa)
-        levels = np.append(kappa, 0.0)
-        visits = np.repeat(np.arange(num), 2)[1:]  # 0, 1, 1, 2, 2, …
-        self._begin(times[visits], np.append(kappa[visits], 0.0), device)
-        self.num_inference_steps = num
+        num = self._check_count(num_inference_steps, timesteps)
+        self._start_run(num, lambda: self._plan(num, timesteps), device)
+        self.num_inference_steps = (len(self.timesteps) + 1) // 2
         self._first = None
-        self._prepare(kappa[visits], np.repeat(np.diff(levels), 2)[:-1])
 
-    def _prepare(self, kappa: np.ndarray, widths: np.ndarray) -> None:
-        """Rows (width, ex, ey, p, q) with slope d = ex·x̃ + ey·y; `widths` is κ' − κ of the step that an entry is in."""
+    def _plan(self, num: int | None, timesteps: Sequence[float] | None) -> tuple[Array, torch.dtype, dict[str, Any]]:
+        times, kappa = self._choose(num, timesteps)
+        if self._respacing:
+            kappa = self._respace(kappa, len(times))
+            times = self._timesteps_of(kappa)
+        widths = np.repeat(np.diff(np.append(kappa, 0.0)), 2)[:-1]
+        visits = np.repeat(np.arange(len(times)), 2)[1:]  # 0, 1, 1, 2, 2, …
+        rows = self._make_rows(kappa[visits], widths)
+        state = self._run_state(np.append(kappa[visits], 0.0), rows, off_table=bool(self._respacing))
+        return times[visits], torch.float32, state
+
+    def _make_rows(self, kappa: Array, widths: Array) -> list[tuple[float, ...]]:
+        """Rows (width, ex, ey, p, q, κ) with slope d = ex·x̃ + ey·y; a width is κ' − κ of the entry's step."""
         p, q = self._x0_coefficients(kappa)
         ex, ey = (1 - p) / kappa, -q / kappa
         if self.prediction_type == "epsilon":
             ex, ey = np.zeros_like(kappa), np.ones_like(kappa)
-        self._rows = list(zip(*(column.tolist() for column in (widths, ex, ey, p, q, kappa))))
+        return list(zip(*(column.tolist() for column in (widths, ex, ey, p, q, kappa))))
 
     @property
     def state_in_first_order(self) -> bool:
@@ -117,8 +123,5 @@ class HeunDiscreteScheduler(SigmaScheduler):
                 previous.add_(x, alpha=width / 2 * ex)
             previous.add_(y, alpha=width / 2 * ey)
             self._first = None
-        if previous.dtype is not sample.dtype:
-            previous = previous.to(sample.dtype)
-        self._step_index = index + 1
-        output = StepOutput(previous, x0)
+        output = self._finish(index, previous, x0, sample)
         return output if return_dict else output.to_tuple()

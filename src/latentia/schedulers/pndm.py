@@ -1,6 +1,7 @@
 """PNDM: linear multistep on the manifold of noise levels, with or without its Runge-Kutta start."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +53,8 @@ class PNDMScheduler(DiffusionScheduler):
     """
 
     predictions = ("epsilon", "v_prediction")
+    _prk: int
+    _rows: list[tuple[float, ...]]
 
     @register_to_config
     def __init__(
@@ -69,12 +72,18 @@ class PNDMScheduler(DiffusionScheduler):
         compat: bool = False,
     ) -> None:
         self._set_up()
+        self._repeats = bool(skip_prk_steps)
         self._last_level = 1.0 if set_alpha_to_one else float(self._level[0])
         self.final_alpha_cumprod = torch.tensor(self._last_level, dtype=torch.float32)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         """Choose a run of `num_inference_steps` (1 … T) on `device`; raises `InputError` for any other number."""
         num = check_num_steps(num_inference_steps, self.config.num_train_timesteps)
+        self._start_run(num, lambda: self._plan(num), device)
+        self.num_inference_steps = num
+        self._forget()
+
+    def _plan(self, num: int) -> tuple[Array, torch.dtype, dict[str, Any]]:
         times = self._spaced(num).round()
         stride = self.config.num_train_timesteps // num
         steps = 0 if self.config.skip_prk_steps else min(3, len(times) - 1)
@@ -85,13 +94,8 @@ class PNDMScheduler(DiffusionScheduler):
         visits, origins, targets = (np.array(side, dtype=np.float64) for side in zip(*plan))
         if self.config.compat:
             targets = self._compat_targets(visits, origins, targets, 4 * steps, stride)
-        self._start_run(visits, torch.int64, device)
-        self.num_inference_steps = num
-        self._prk = 4 * steps
-        self._repeats = bool(self.config.skip_prk_steps)
-        self._plan = visits, origins, targets
-        self._rows = None
-        self._forget()
+        rows = self._make_rows(visits, origins, targets)
+        return visits, torch.int64, {"_prk": 4 * steps, "_rows": rows}
 
     def _repeated_plan(self, times: Array) -> list[tuple[float, float, float]]:
         """(visit, from, to) of each evaluation when the first step is done twice."""
@@ -123,16 +127,15 @@ class PNDMScheduler(DiffusionScheduler):
         self._start: torch.Tensor | None = None
         self._mean: torch.Tensor | None = None
 
-    def _prepare(self) -> None:
+    def _make_rows(self, visits: Array, origins: Array, targets: Array) -> list[tuple[float, ...]]:
         """Rows (A, B, p, q): the step is A·x + B·(mean prediction), x̂₀ = p·x + q·y."""
-        visits, origins, targets = self._plan
         level, seen = self._levels_at(origins), self._levels_at(visits)
         after = np.where(targets < 0, self._last_level, self._level[np.maximum(targets, 0).astype(np.int64)])
         a, b = transfer(level, after)
         if self.prediction_type == "v_prediction":
             a, b = a + b * np.sqrt(1 - level), b * np.sqrt(level)
         p, q = x0_coefficients(self.prediction_type, np.sqrt(seen), np.sqrt(1 - seen))
-        self._rows = list(zip(*(column.tolist() for column in (a, b, p, q))))
+        return list(zip(*(column.tolist() for column in (a, b, p, q))))
 
     def step(
         self,
@@ -150,8 +153,6 @@ class PNDMScheduler(DiffusionScheduler):
         index = self.index_for_timestep(timestep)
         if index != self._step_index:
             self._forget()
-        if self._rows is None:
-            self._prepare()
         a, b, p, q = self._rows[index]
         y, x = operands(model_output, sample)
         if index < self._prk:
@@ -164,10 +165,8 @@ class PNDMScheduler(DiffusionScheduler):
                 previous.add_(term, alpha=b * weight)
         else:
             previous = start.clone()
-        if previous.dtype is not sample.dtype:
-            previous = previous.to(sample.dtype)
-        self._step_index = index + 1
-        return StepOutput(previous, (p, x, q, y)) if return_dict else (previous,)
+        output = self._finish(index, previous, (p, x, q, y), sample)
+        return output if return_dict else (output.prev_sample,)
 
     def _runge_kutta(
         self, index: int, x: torch.Tensor, y: torch.Tensor

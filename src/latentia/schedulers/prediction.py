@@ -64,12 +64,19 @@ def prediction_target(prediction: str, x0: torch.Tensor, noise: torch.Tensor, al
     return noise - x0
 
 
+def direction(p: Any, q: Any) -> tuple[Any, Any]:
+    """(s, r) such that p·x + q·y = s·(y + r·x): one operation instead of two where s can wait; q is never zero."""
+    return q, p / q
+
+
 def affine(a: float, x: torch.Tensor, b: float, y: torch.Tensor) -> torch.Tensor:
     """a·x + b·y as one fresh tensor."""
     if a == 1.0:
         return torch.add(x, y, alpha=b)
     if a == 0.0:
         return torch.mul(y, b)
+    if b == 0.0:
+        return torch.mul(x, a)
     return torch.mul(x, a).add_(y, alpha=b)
 
 

@@ -9,7 +9,8 @@ import copy
 import importlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -36,6 +37,22 @@ DIFFUSION_FAMILY = (
 
 LazyX0 = torch.Tensor | tuple[float, torch.Tensor, float, torch.Tensor]
 """x̂₀ itself, or (p, x, q, y) for p·x + q·y."""
+
+KEPT_PLANS = 16
+"""So many run lengths a scheduler remembers the numbers of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All numbers of a run, made once for a run length and shared by every run of it; never changed.
+
+    `state` holds the attributes that a run starts with.
+    """
+
+    timesteps: torch.Tensor
+    times: list[float]
+    last: dict[float, int]
+    state: Mapping[str, Any]
 
 
 class StepOutput(Output):
@@ -88,6 +105,7 @@ class SchedulerMixin(ConfigMixin, ABC):
     _clock: Clock | None = None
     _step_index: int | None = None
     _begin_index: int | None = None
+    _plans: dict[Any, Plan]
 
     # -- on disk -----------------------------------------------------------------------------------------------
 
@@ -109,13 +127,12 @@ class SchedulerMixin(ConfigMixin, ABC):
         """
         from latentia.core.hub import resolve_folder
 
-        pattern = f"{subfolder}/{cls.config_name}" if subfolder else cls.config_name
         folder = resolve_folder(
             pretrained_model_name_or_path,
             subfolder=subfolder,
             revision=revision,
             local_files_only=local_files_only,
-            allow_patterns=[pattern],
+            allow_patterns=[cls.config_name],
             cache_dir=cache_dir,
         )
         return cls.from_config(cls.load_config(folder), return_unused_kwargs=return_unused_kwargs, **overrides)
@@ -193,14 +210,39 @@ class SchedulerMixin(ConfigMixin, ABC):
         expected = self._step_index if self._step_index is not None else self._begin_index
         return clock.locate(timestep, expected or 0)
 
-    def _start_run(self, times: np.ndarray, dtype: torch.dtype, device: torch.device | str | None) -> None:
-        """Rebind `timesteps` and forget where the last run stood."""
-        held = torch.as_tensor(np.ascontiguousarray(times)).to(dtype)
-        self.timesteps = held.to(device)
-        self.num_inference_steps = len(times)
-        self._clock = Clock(self.timesteps, held.tolist())
+    def _start_run(
+        self,
+        key: Any,
+        make: Callable[[], tuple[np.ndarray, torch.dtype, dict[str, Any]]],
+        device: torch.device | str | None,
+    ) -> None:
+        """Rebind everything that a run changes.
+
+        `make` gives (timesteps, their dtype, other attributes); it is called once for a `key`, always for None.
+        """
+        plan = self._plans.get(key) if key is not None else None
+        if plan is None:
+            times, dtype, state = make()
+            held = torch.as_tensor(np.ascontiguousarray(times)).to(dtype)
+            values = held.tolist()
+            plan = Plan(held, values, {time: i for i, time in enumerate(values)}, state)
+            if len(self._plans) >= KEPT_PLANS:
+                self._plans.clear()
+            if key is not None:
+                self._plans[key] = plan
+        self.num_inference_steps = len(plan.times)
+        self.timesteps = plan.timesteps.to(device, copy=True)
+        self._clock = Clock(self.timesteps, plan.times, plan.last)
         self._step_index = None
         self._begin_index = None
+        self.__dict__.update(plan.state)
+
+    def _finish(self, index: int, previous: torch.Tensor, x0: LazyX0, sample: torch.Tensor) -> StepOutput:
+        """Count the step, and return its result in the dtype of `sample`."""
+        self._step_index = index + 1
+        if previous.dtype is not sample.dtype:
+            previous = previous.to(sample.dtype)
+        return StepOutput(previous, x0)
 
     def _noise(
         self, like: torch.Tensor, generator: Generators, given: torch.Tensor | None = None, name: str = "variance_noise"

@@ -41,6 +41,9 @@ class SigmaScheduler(DiffusionScheduler):
 
     sigmas: torch.Tensor
     _kappa: Array
+    _rows: list[tuple[float, ...]]
+    _input_scales: list[float]
+    _input_scales32: tuple[torch.Tensor, ...]
     _off_table: bool = False
 
     def _set_up(self, *, zero_snr: bool = False, finite_snr: bool = True) -> None:
@@ -63,19 +66,18 @@ class SigmaScheduler(DiffusionScheduler):
         highest = float(self._kappa.max())
         return highest if self.config.timestep_spacing != "leading" else (highest**2 + 1) ** 0.5
 
-    def _choose(self, num_inference_steps: int | None, timesteps: Sequence[float] | None) -> tuple[Array, Array]:
-        """Timesteps and their κ for a number of steps or a given list of timesteps, respaced as the config asks."""
-        total = self.config.num_train_timesteps
+    def _check_count(self, num_inference_steps: int | None, timesteps: Sequence[float] | None) -> int | None:
+        """The number of steps, or None when timesteps are given; `InputError` for both, neither or a bad one."""
         if (num_inference_steps is None) == (timesteps is None):
             raise InputError("pass exactly one of num_inference_steps and timesteps")
-        if timesteps is not None:
-            if self._respacing:
-                raise InputError(f"timesteps cannot be given with use_{self._respacing}_sigmas=True: it chooses them")
-            times = given_timesteps(timesteps, total)
-        else:
-            times = self._spaced(check_num_steps(num_inference_steps, total))
-        kappa = np.interp(times, np.arange(total), self._table_kappa)
-        return times, kappa
+        if timesteps is not None and self._respacing:
+            raise InputError(f"timesteps cannot be given with use_{self._respacing}_sigmas=True: it chooses them")
+        return None if timesteps is not None else check_num_steps(num_inference_steps, len(self))
+
+    def _choose(self, num: int | None, timesteps: Sequence[float] | None) -> tuple[Array, Array]:
+        """Timesteps and their κ for a number of steps or a given list."""
+        times = self._spaced(num) if num is not None else given_timesteps(timesteps, len(self))
+        return times, np.interp(times, np.arange(len(self)), self._table_kappa)
 
     def _respace(self, kappa: Array, num: int, low: float | None = None, high: float | None = None) -> Array:
         """κ respaced between its own ends, or the given ones."""
@@ -86,14 +88,19 @@ class SigmaScheduler(DiffusionScheduler):
     def _timesteps_of(self, kappa: Array) -> Array:
         return sigmas_to_timesteps(kappa, self._table_kappa)
 
-    def _begin(self, times: Array, kappa: Array, device: torch.device | str | None) -> None:
-        """Rebind the run's state to timesteps and the κ of each, and of the end."""
-        self._start_run(times, torch.float32, device)
-        self._kappa = kappa
-        self.sigmas = torch.from_numpy(kappa).float()
-        self._input_scales = (1 / np.sqrt(kappa**2 + 1)).tolist()
-        on_table = np.interp(times, np.arange(len(self)), self._table_kappa)
-        self._off_table = not np.allclose(on_table, kappa[: len(times)], rtol=1e-6)
+    def _run_state(self, kappa: Array, rows: list[tuple[float, ...]], off_table: bool) -> dict[str, Any]:
+        """Attributes of a run: κ of each timestep and of the end, and the steps' numbers.
+
+        `off_table` says that some timestep's κ is not that of the training table.
+        """
+        return {
+            "_kappa": kappa,
+            "sigmas": torch.from_numpy(kappa).float(),
+            "_input_scales": (1 / np.sqrt(kappa**2 + 1)).tolist(),
+            "_input_scales32": torch.from_numpy(1 / np.sqrt(kappa**2 + 1)).float().unbind(),
+            "_rows": rows,
+            "_off_table": off_table,
+        }
 
     def _x0_coefficients(self, kappa: Array) -> tuple[Array, Array]:
         """(p, q) such that x̂₀ = p·x̃ + q·y for the sample x̃ = x₀ + κ ε."""
@@ -103,7 +110,10 @@ class SigmaScheduler(DiffusionScheduler):
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """The sample as the network expects it: x̃ / √(κ² + 1) with κ of `timestep`."""
-        return sample * self._input_scales[self.index_for_timestep(timestep)]
+        index = self.index_for_timestep(timestep)
+        if sample.dtype is torch.float32:  # a ready-made scalar tensor saves the wrapping of a number
+            return sample * self._input_scales32[index]
+        return sample * self._input_scales[index]
 
     # -- forward process: the samples of these schedulers are x₀ + κ ε --------------------------------------------
 

@@ -50,6 +50,8 @@ def wrap(objective: Objective, accelerator: Accelerator, settings: Settings) -> 
 
     With FSDP both are a sharded copy, so that the caller's modules stay whole; `unshard_into` fills them.
     """
+    for name in objective.frozen:
+        objective.get_submodule(name).requires_grad_(False)
     objective.to(accelerator.device)
     if settings.channels_last:
         objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,86 @@
+"""The `latentia` command: commands by name, errors as one line.
+
+Importing this module imports neither torch nor any command's machinery: `--help` and shell completion are instant.
+"""
+
+import io
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from latentia._version import __version__
+from latentia.cli.demo import demo
+from latentia.cli.evaluate import evaluate
+from latentia.cli.info import info
+from latentia.cli.recipes import recipes
+from latentia.cli.sample import sample
+from latentia.cli.train import train
+from latentia.errors import LatentiaError
+
+FAILED, INTERRUPTED = 2, 130
+
+
+class Commands(TyperGroup):
+    """The group of all commands; errors that Latentia raises on purpose become one red line and exit code 2."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            say(str(stop) or "interrupted: a training run goes on with --resume", style="yellow")
+            raise typer.Exit(INTERRUPTED) from None
+        except (LatentiaError, OSError) as error:
+            if isinstance(error, BrokenPipeError) or ctx.params.get("debug"):
+                raise
+            say(f"error: {error}", style="red")
+            raise typer.Exit(FAILED) from None
+
+
+def say(text: str, style: str) -> None:
+    """One message on stderr, wrapped by the terminal alone, so that it can be copied and searched."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(Text(text, style=style))
+
+
+def print_version(asked: bool) -> None:
+    """`--version`: print it and stop."""
+    if asked:
+        typer.echo(f"latentia {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="latentia",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Compress, then generate: train latent generative models from scratch, sample them, judge them."""
+
+
+for command in (demo, train, sample, evaluate, recipes, info):
+    app.command()(command)
+
+
+def run() -> None:
+    """Entry point of the `latentia` script and of `python -m latentia`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without é or × shows ? instead of failing
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    app()

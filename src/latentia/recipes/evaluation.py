@@ -1,0 +1,132 @@
+"""Judge a saved pipeline or codec against real images; every number carries its ruler, its n and its seed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from latentia.core.config import to_json
+from latentia.core.files import write_text_atomic
+from latentia.errors import InputError
+from latentia.metrics.classifier import ConvClassifier
+from latentia.metrics.evaluate import Judge, class_accuracy, evaluate_reconstruction
+from latentia.metrics.frechet import frechet
+from latentia.metrics.inception_features import InceptionFeatures
+from latentia.metrics.measurement import Measurement
+from latentia.recipes.judge import everything, train_judge
+from latentia.recipes.sampling import Request, labels_of, open_pipeline, processes, sample
+from latentia.recipes.sources import load_codec, open_data, resolve_device
+
+
+@dataclass(frozen=True, slots=True)
+class Rulers:
+    """What to measure with.
+
+    Attributes:
+        judge: folder of a trained `ConvClassifier`; a folder that is not there yet is filled with one trained on
+            the data's training split. None: the `judge` of the run, or one trained for this evaluation alone.
+        inception: file of the standard Inception weights: measures `fid` instead of judging by class.
+        seed: of the judge's training and of all random draws.
+    """
+
+    judge: Path | None = None
+    inception: Path | None = None
+    seed: int = 0
+
+
+def is_pipeline(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a pipeline or the folder of a run that has one; else it is taken for a codec."""
+    inner = Path(path)
+    return any((folder / "model_index.json").is_file() for folder in (inner, inner / "pipeline"))
+
+
+def evaluate_pipeline(path: str | os.PathLike[str], data: str, request: Request, rulers: Rulers) -> list[Measurement]:
+    """Generate `request.count` pictures and measure them against `data`.
+
+    With labelled data: the judge's own accuracy on real test images; then accuracy, Fréchet and kernel distance,
+    precision, recall and nearest-training-image distance of the generated ones; then the real-vs-real floor and the
+    noise ceiling. With Inception weights: `fid`. Under `torchrun` every process generates, the first one measures; the
+    others return nothing.
+    """
+    with processes() as (rank, _):
+        pipe = open_pipeline(path, request)
+        pipe.set_progress_bar_config(disable=True if rank else None, desc="sampling", leave=False)
+        pictures = sample(pipe, request)
+        labels = labels_of(pipe, request)
+        if rank > 0:
+            return []
+        size, channels = int(pictures.shape[-1]), int(pictures.shape[1])
+        if rulers.inception is not None:
+            network = InceptionFeatures(rulers.inception)
+            return [_seeded(frechet(network, open_data(data, "all", size, channels), pictures), request.seed)]
+        chosen = replace(rulers, judge=rulers.judge or judge_beside(Path(path)))
+        return _judged(pictures, labels, data, size, channels, request, chosen)
+
+
+def judge_beside(path: Path) -> Path | None:
+    """The judge that a run (or the run that this is the pipeline of) has saved, if any."""
+    near = (path / "judge", path.parent / "judge")
+    return next((folder for folder in near if (folder / "config.json").is_file()), None)
+
+
+def _judged(
+    pictures: torch.Tensor,
+    labels: Sequence[int] | None,
+    data: str,
+    size: int,
+    channels: int,
+    request: Request,
+    rulers: Rulers,
+) -> list[Measurement]:
+    train_data, test_data, all_data = (open_data(data, split, size, channels) for split in ("train", "test", "all"))
+    test_images, test_labels = everything(test_data)
+    if rulers.judge is not None and (rulers.judge / "config.json").is_file():
+        classifier = ConvClassifier.from_pretrained(rulers.judge)
+        own = class_accuracy(classifier, test_images, test_labels)
+    else:
+        classifier, own = train_judge(Path(data).name, train_data, test_data, rulers.seed, progress=False)
+        if rulers.judge is not None:
+            classifier.save_pretrained(rulers.judge)
+    real, real_labels = everything(all_data)
+    judge = Judge(classifier, real, real_labels, everything(train_data)[0], test_images, seed=rulers.seed)
+    report = judge(pictures, None if labels is None else torch.tensor(labels))
+    floor, ceiling = judge.floor(min(request.count, len(real))), judge.ceiling(request.count)
+    numbers = [_seeded(each, request.seed) for each in report.values()]
+    return [replace(own, name=f"{own.name}_on_real_test_images"), *numbers, floor, ceiling]
+
+
+def _seeded(measurement: Measurement, seed: int) -> Measurement:
+    return measurement if measurement.seed is not None else replace(measurement, seed=seed)
+
+
+def evaluate_codec(
+    path: str | os.PathLike[str], data: str, split: str = "test", count: int | None = None, device: str = "auto"
+) -> list[Measurement]:
+    """PSNR and SSIM of a codec's reconstructions (posterior mode) of `split` of `data`, the first `count` images.
+
+    The size is the codec's `sample_size`.
+    """
+    codec = load_codec(path).to(resolve_device(device)).eval()
+    size = codec.config.sample_size if isinstance(codec.config.sample_size, int) else codec.config.sample_size[0]
+    images = open_data(data, split, size, codec.config.in_channels)
+    n = len(images) if count is None else min(count, len(images))
+    if n < 1:
+        raise InputError(f"n must be at least 1, got {count}")
+    rows: list[torch.Tensor] = []
+    originals: list[torch.Tensor] = []
+    with torch.no_grad():
+        for start in range(0, n, 64):
+            x = images.batch(range(start, min(start + 64, n)))["x"]
+            (y,) = codec(x.to(codec.device, codec.dtype), return_dict=False)
+            originals.append(x)
+            rows.append(y.float().cpu())
+    return list(evaluate_reconstruction(torch.cat(originals), torch.cat(rows)).values())
+
+
+def write_report(numbers: Sequence[Measurement], path: Path, what: dict[str, object]) -> None:
+    """Write the numbers and what was measured as JSON."""
+    write_text_atomic(path, to_json({**what, "measurements": [each.to_dict() for each in numbers]}))

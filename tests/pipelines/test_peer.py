@@ -1,0 +1,116 @@
+"""Diffusers on the same weights: same folders in both directions, same pictures from the same noise."""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+import latentia
+from latentia import DDIMScheduler, DDPMScheduler, DiffusionPipeline
+from latentia.pipelines.folder import LATENTIA_ONLY
+from latentia.pipelines.latent import LDMPipeline
+
+STEPS = 10
+
+
+def quiet(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe, **given):
+    generator = torch.Generator().manual_seed(3)
+    return pipe(batch_size=2, generator=generator, num_inference_steps=STEPS, output_type="np", **given).images
+
+
+def theirs_of(ours, folder):
+    return quiet(diffusers.DiffusionPipeline.from_pretrained(ours.save_pretrained(folder)))
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "given"),
+    [
+        ("DDPMPipeline", DDPMScheduler, {}),
+        ("DDIMPipeline", DDIMScheduler, {"eta": 0.0}),
+        ("DDIMPipeline", DDIMScheduler, {"eta": 0.7}),
+        ("DDIMPipeline", DDIMScheduler, {"eta": 0.3, "use_clipped_model_output": True}),
+    ],
+)
+def test_pixel_pipelines_both_ways(make_unet, tmp_path, name, scheduler, given):
+    ours = quiet(getattr(latentia, name)(make_unet(), scheduler()))
+    theirs = theirs_of(ours, tmp_path / "ours")
+    assert type(theirs).__name__ == name
+    want = draw(theirs, **given)
+    assert np.abs(draw(ours, **given) - want).max() < 1e-4
+    theirs.save_pretrained(tmp_path / "theirs")
+    back = quiet(DiffusionPipeline.from_pretrained(tmp_path / "theirs"))
+    assert type(back).__name__ == name
+    assert np.abs(draw(back, **given) - want).max() < 1e-4
+
+
+def test_a_list_of_generators_draws_as_theirs(make_unet, tmp_path):
+    ours = quiet(latentia.DDIMPipeline(make_unet(), DDIMScheduler()))
+    theirs = theirs_of(ours, tmp_path)
+
+    def images(pipe):
+        generators = [torch.Generator().manual_seed(i) for i in range(2)]
+        return pipe(batch_size=2, generator=generators, eta=0.5, num_inference_steps=5, output_type="np").images
+
+    assert np.abs(images(ours) - images(theirs)).max() < 1e-4
+
+
+def test_ldm_both_ways(make_unet, make_vae, tmp_path):
+    """Diffusers' LDMPipeline with an AutoencoderKL as its codec; it takes any."""
+    ours = quiet(LDMPipeline(make_vae(scaling_factor=0.6), make_unet(2), DDIMScheduler()))
+    theirs = theirs_of(ours, tmp_path / "ours")
+    assert type(theirs).__name__ == "LDMPipeline"
+    want = draw(theirs)
+    assert np.abs(draw(ours) - want).max() < 1e-4
+    theirs.save_pretrained(tmp_path / "theirs")
+    back = quiet(DiffusionPipeline.from_pretrained(tmp_path / "theirs"))
+    assert type(back) is LDMPipeline
+    assert np.abs(draw(back) - want).max() < 1e-4
+
+
+def test_our_own_arguments_do_not_stop_diffusers(make_unet, tmp_path):
+    ours = latentia.DDPMPipeline(make_unet(), DDPMScheduler(compat=True))
+    theirs = theirs_of(ours, tmp_path)
+    assert type(theirs.scheduler) is diffusers.DDPMScheduler
+
+
+def test_class_names_do_not_stop_diffusers(make_unet, tmp_path):
+    ours = latentia.DDPMPipeline(make_unet(num_class_embeds=3), DDPMScheduler(), id2label={0: "a", 1: "b"})
+    theirs = theirs_of(ours, tmp_path)
+    assert theirs.unet.config.num_class_embeds == 3
+
+
+def test_a_ddpm_scheduler_becomes_ddim_in_a_ddim_pipeline(make_unet):
+    pipe = latentia.DDIMPipeline(make_unet(), DDPMScheduler(beta_end=0.03))
+    peer = diffusers.DDIMPipeline(
+        diffusers.UNet2DModel(**dict(make_unet().config_to_save())), diffusers.DDPMScheduler()
+    )
+    assert type(pipe.scheduler).__name__ == type(peer.scheduler).__name__ == "DDIMScheduler"
+    assert pipe.scheduler.config.beta_end == 0.03
+
+
+def test_their_callbacks_run_on_our_pipelines(latent):
+    class Cutoff(diffusers.callbacks.PipelineCallback):
+        tensor_inputs = ["class_labels"]
+
+        def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+            if step_index == int(pipeline.num_timesteps * self.config.cutoff_step_ratio):
+                pipeline._guidance_scale = 0.0
+            return callback_kwargs
+
+    call = {"class_labels": 1, "guidance_scale": 3.0, "num_inference_steps": 4, "seed": 0, "output_type": "latent"}
+    never = latent(**call, callback_on_step_end=Cutoff(1.0)).images
+    early = latent(**call, callback_on_step_end=Cutoff(0.25)).images
+    assert torch.equal(never, latent(**call).images)
+    assert (never - early).abs().max() > 1e-4
+
+
+def test_libraries_in_the_index_are_true():
+    """A public class stands under `diffusers` exactly if Diffusers has it."""
+    ours = {name for name in latentia.__all__ if name[0].isupper() and not name.endswith("Mixin")}
+    assert {name for name in ours if not hasattr(diffusers, name)} - LATENTIA_ONLY <= {"EMAModel"}
+    assert not [name for name in LATENTIA_ONLY if hasattr(diffusers, name)]
