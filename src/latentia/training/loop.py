@@ -23,7 +23,7 @@ from latentia.training.interrupt import Interrupt
 from latentia.training.log import RunLog
 from latentia.training.optim import clip_gradients, learning_rate
 from latentia.training.order import DataOrder, batches
-from latentia.training.parallel import any_process, start_accelerator, to_device
+from latentia.training.parallel import any_process, seed_device, start_accelerator, to_device
 from latentia.training.phase import Phase, PhaseResult
 from latentia.training.resume import check_folder, check_resumable
 from latentia.training.settings import Settings
@@ -105,7 +105,7 @@ def train_phase(phase: Phase, run: Run, mark: int, later: Sequence[str]) -> tupl
     with Interrupt() as interrupt, log.phase(phase.name, state.step, phase.steps):
         for fetched in batches(phase.data, plan, phase.fetchers):
             started = time.perf_counter()
-            torch.manual_seed(derive_seed("step", settings.seed, phase.name, state.step, rank))
+            seed_device(derive_seed("step", settings.seed, phase.name, state.step, rank), accelerator.device)
             micro_batches = [to_device(batch, accelerator.device, settings.channels_last) for batch in fetched]
             for turn in state.turns:
                 turn.set_lr(learning_rate(turn.optim, state.step, phase.steps))

@@ -90,6 +90,13 @@ def any_process(accelerator: Accelerator, *flags: bool) -> tuple[bool, ...]:
     return tuple(bool(flag) for flag in raised.tolist())
 
 
+def seed_device(seed: int, device: torch.device) -> None:
+    """Seed torch's generators of the CPU and of this device (`torch.manual_seed` asks every backend, 30 times slower)."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 def to_device(batch: Batch, device: torch.device, channels_last: bool = False) -> dict[str, torch.Tensor]:
     """A batch on the device, its 4-D floating tensors as NHWC if asked."""
     moved = {name: value.to(device, non_blocking=True) for name, value in batch.items()}

@@ -1,0 +1,88 @@
+import pytest
+import torch
+from PIL import Image
+
+from latentia.codecs.autoencoder_kl import AutoencoderKL
+from latentia.denoisers.unet_2d import UNet2DModel
+from latentia.errors import ArtifactError, InputError
+from latentia.recipes.sources import MirroredDataset, codec_like, load_codec, open_data, resolve_device
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two classes of train pictures, one of test, 8×8."""
+    for split, kind, count in (("train", "cat", 3), ("train", "dog", 2), ("test", "cat", 1)):
+        for i in range(count):
+            path = tmp_path / split / kind / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.linear_gradient("L").resize((8, 8)).rotate(90 * i).save(path)
+    return tmp_path
+
+
+def test_digits_by_name():
+    data = open_data("digits", "train", 16, 1, num_classes=10)
+    assert len(data) == 1257
+    assert data.batch([0])["x"].shape == (1, 1, 16, 16)
+
+
+def test_photos_by_name():
+    assert open_data("photos", "test", 64, 3).batch([0])["x"].shape == (1, 3, 64, 64)
+
+
+def test_folders_with_and_without_splits(pictures):
+    train, test = (open_data(str(pictures), split, 8, 1) for split in ("train", "test"))
+    assert (len(train), len(test)) == (5, 1)
+    assert train.batch(range(5))["label"].tolist() == [0, 0, 0, 1, 1]
+    assert len(open_data(str(pictures / "train"), "all", 8, 1, num_classes=2)) == 5
+
+
+def test_a_wrong_number_of_classes_is_an_error(pictures):
+    with pytest.raises(InputError, match="has 2 classes and num_classes=1000: set num_classes=2"):
+        open_data(str(pictures), "train", 8, 1, num_classes=1000)
+
+
+@pytest.mark.parametrize("name", ["digit", "imagenet", "runs/none"])
+def test_unknown_data(name):
+    with pytest.raises(InputError, match=f"no data called '{name}'.*known: digits, photos, hf:NAME, or a folder"):
+        open_data(name, "train", 8, 1)
+
+
+def test_nearest_data_is_named():
+    with pytest.raises(InputError, match="did you mean 'digits'"):
+        open_data("digit", "train", 8, 1)
+
+
+def test_mirrored_pictures_stand_behind_the_plain_ones(pictures):
+    plain = open_data(str(pictures), "train", 8, 1)
+    both = open_data(str(pictures), "train", 8, 1, flip=True)
+    assert isinstance(both, MirroredDataset)
+    assert len(both) == 10
+    batch = both.batch([1, 6, 4, 9])
+    wanted = plain.batch([1, 1, 4, 4])
+    assert torch.equal(batch["x"][[0, 2]], wanted["x"][[0, 2]])
+    assert torch.equal(batch["x"][[1, 3]], wanted["x"][[1, 3]].flip(-1))
+    assert torch.equal(batch["label"], wanted["label"])
+
+
+def test_codecs_are_found_in_models_pipelines_and_runs(ldm_run):
+    for folder in (ldm_run, ldm_run / "pipeline", ldm_run / "pipeline" / "vae"):
+        codec = load_codec(folder)
+        assert type(codec) is AutoencoderKL
+        assert codec_like(folder).config == codec.config
+
+
+def test_other_models_are_no_codecs(tmp_path):
+    UNet2DModel(4, block_out_channels=(4,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+                norm_num_groups=2, attention_head_dim=None).save_pretrained(tmp_path)  # fmt: skip
+    with pytest.raises(ArtifactError, match="holds a UNet2DModel, which is no codec"):
+        load_codec(tmp_path)
+    with pytest.raises(ArtifactError, match=r"no config.json"):
+        load_codec(tmp_path / "nothing")
+
+
+def test_devices():
+    assert resolve_device("cpu") == "cpu"
+    assert resolve_device("auto").partition(":")[0] in ("cpu", "cuda", "mps")
+    for missing in ("tpu", "cuda:0") if not torch.cuda.is_available() else ("tpu",):
+        with pytest.raises(InputError, match=f"device '{missing}' is not available here"):
+            resolve_device(missing)
