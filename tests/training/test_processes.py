@@ -124,7 +124,9 @@ def test_turns_noise_and_batch_norm_stay_in_step(lab, tmp_path):
         ("duel", lambda: Phase("duel", lab.Duel(), lab.rows(), 4, 8, accumulate=2)),
     ]
     first, second = train_two(lab, tmp_path, phases)
-    parameters = [k for k in first if "running" not in k]  # statistics are each process's own; the first one's are saved
+    parameters = [
+        k for k in first if "running" not in k
+    ]  # statistics are each process's own; the first one's are saved
     assert len(parameters) > 8
     lab.assert_same({k: first[k] for k in parameters}, {k: second[k] for k in parameters})
 

@@ -211,7 +211,8 @@ class FlowMatchEulerDiscreteScheduler(SchedulerMixin):
         """The sample at the next timestep; see `SchedulerMixin.step`.
 
         `s_churn`, `s_tmin`, `s_tmax` and `s_noise` are accepted for Diffusers' sake and do nothing.
-        `per_token_timesteps` (B, tokens) gives every token of a (B, tokens, C) sample its own time.
+        `per_token_timesteps` (B, tokens) gives every token of a (B, tokens, C) sample its own time; by the contract
+        of Diffusers `model_output` is then −v.
         """
         index = self.index_for_timestep(timestep)
         y, x = operands(model_output, sample)
@@ -236,10 +237,10 @@ class FlowMatchEulerDiscreteScheduler(SchedulerMixin):
         levels = self.sigmas.to(x).reshape(-1, *[1] * times.ndim)
         after = torch.where(levels < level - 1e-6, levels, 0.0).amax(0).unsqueeze(-1)
         level = level.unsqueeze(-1)
-        x0 = x - level * y
         if self._stochastic:
+            x0 = x - level * y
             return (1 - after) * x0 + after * self._noise(x, generator), x0
-        return x + (after - level) * y, x0
+        return x + (level - after) * y, x + level * y
 
     # -- forward process ---------------------------------------------------------------------------------------
 
