@@ -11,6 +11,8 @@ from latentia._version import __version__ as __version__
 _HOME = {
     "Autoencoder": "codecs.autoencoder",
     "AutoencoderKL": "codecs.autoencoder_kl",
+    "CancelToken": "pipelines.callbacks",
+    "ConvClassifier": "metrics.classifier",
     "DDIMPipeline": "pipelines.pixel",
     "DDIMScheduler": "schedulers.ddim",
     "DDPMPipeline": "pipelines.pixel",
@@ -22,12 +24,18 @@ _HOME = {
     "EulerDiscreteScheduler": "schedulers.euler",
     "FlowMatchEulerDiscreteScheduler": "schedulers.flow_match_euler",
     "HeunDiscreteScheduler": "schedulers.heun",
+    "ImagePipelineOutput": "pipelines.outputs",
+    "Judge": "metrics.evaluate",
     "LDMPipeline": "pipelines.latent",
     "LatentDiffusionPipeline": "pipelines.latent",
     "ModelMixin": "core.model",
+    "MultiPipelineCallbacks": "pipelines.callbacks",
     "PNDMScheduler": "schedulers.pndm",
+    "PipelineCallback": "pipelines.callbacks",
     "SchedulerMixin": "schedulers.scheduler",
+    "Trajectory": "pipelines.callbacks",
     "UNet2DModel": "denoisers.unet_2d",
+    "sample_sharded": "pipelines.distributed",
 }
 
 __all__ = sorted(_HOME)

@@ -100,7 +100,10 @@ def test_a_given_codec_is_not_trained(tmp_path):
     with torch.device("meta"):
         recipe.vae.build(256).save_config(tmp_path)
     plan = override(recipe, [f"codec={tmp_path}"]).plan(measure=False)
-    assert [(row.phase, row.network, row.trained) for row in plan.rows] == [("unet", "codec", False), ("unet", "unet", True)]
+    assert [(row.phase, row.network, row.trained) for row in plan.rows] == [
+        ("unet", "codec", False),
+        ("unet", "unet", True),
+    ]
     assert plan.parameters == 258_758_148
 
 

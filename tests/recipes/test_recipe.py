@@ -31,7 +31,12 @@ def test_recipes_keys_and_samplers_do_not_import_torch():
 
 
 def test_from_json_names_every_field_that_does_not_fit():
-    text = registry.recipe("digits-ddpm").to_json().replace('"steps"', '"stops"').replace('"batch_size": 64', '"batch_size": 0')
+    text = (
+        registry.recipe("digits-ddpm")
+        .to_json()
+        .replace('"steps"', '"stops"')
+        .replace('"batch_size": 64', '"batch_size": 0')
+    )
     with pytest.raises(ConfigError, match="no saved DigitsDDPM") as caught:
         registry.recipe("digits-ddpm").from_json(text)
     assert "steps: field required" in str(caught.value)
@@ -82,7 +87,11 @@ def test_published_sizes_are_the_papers():
     assert cifar.noise.variance_type == "fixed_large"
     faces = registry.recipe("ldm-celebahq")
     assert faces.optim.lr == pytest.approx(2e-6 * faces.batch_size)
-    assert (faces.noise.beta_schedule, faces.noise.beta_start, faces.noise.beta_end) == ("scaled_linear", 0.0015, 0.0195)
+    assert (faces.noise.beta_schedule, faces.noise.beta_start, faces.noise.beta_end) == (
+        "scaled_linear",
+        0.0015,
+        0.0195,
+    )
     assert registry.recipe("ldm4-imagenet").vae.factor == 4
     assert registry.recipe("ldm8-imagenet").vae.factor == 8
 

@@ -20,7 +20,9 @@ def test_every_sampler_makes_pictures(ldm_run, name):
 
 
 def test_samplers_keep_what_the_network_was_trained_with():
-    trained = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195, prediction_type="v_prediction")
+    trained = DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195, prediction_type="v_prediction"
+    )
     for name in SAMPLERS:
         if name != "flow":
             config = make_sampler(name, trained).config
@@ -52,7 +54,12 @@ def test_classes_are_taken_in_turn(ldm_run, classes, wanted):
 
 @pytest.mark.parametrize(
     ("classes", "message"),
-    [(("11",), "class 11 is out of range"), (("cat",), "has no id2label"), (("all", "3"), "one or the other"), (("-1",), "-1")],
+    [
+        (("11",), "class 11 is out of range"),
+        (("cat",), "has no id2label"),
+        (("all", "3"), "one or the other"),
+        (("-1",), "-1"),
+    ],
 )
 def test_wrong_classes(ldm_run, classes, message):
     request = Request(classes=classes)
@@ -63,7 +70,7 @@ def test_wrong_classes(ldm_run, classes, message):
 def test_names_of_classes(ldm_run):
     request = Request(count=3, classes=("two",))
     pipe = open_pipeline(ldm_run, request)
-    words = "zero one two three four five six seven eight nine".split()
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     named = type(pipe)(**pipe.components, id2label=dict(enumerate(words)))
     assert labels_of(named, request) == [2, 2, 2]
     with pytest.raises(UnknownChoiceError, match="unknown class 'tow': did you mean 'two'"):
@@ -99,7 +106,13 @@ def test_a_folder_and_a_grid_hold_the_same_pictures(ldm_run, tmp_path):
             left, top = 2 + (i % 3) * 34, 2 + (i // 3) * 34
             with Image.open(file) as one:
                 assert one.tobytes() == whole.crop((left, top, left + 32, top + 32)).tobytes()
-                assert json.loads(one.text["latentia"]) == {"seed": 3, "steps": 2, "guidance": 1.0, "index": i, "class": i}
+                assert json.loads(one.text["latentia"]) == {
+                    "seed": 3,
+                    "steps": 2,
+                    "guidance": 1.0,
+                    "index": i,
+                    "class": i,
+                }
 
 
 def test_small_pictures_are_enlarged_in_a_grid(ldm_run, tmp_path):

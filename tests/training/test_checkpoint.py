@@ -108,13 +108,13 @@ def test_a_full_disk_leaves_the_old_ones(folder, monkeypatch):
         real(tensors, path, **options)
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(ArtifactError, match="checkpoint of step 6 .*No space left on device.*free some space"):
+    with pytest.raises(ArtifactError, match=r"checkpoint of step 6 .*No space left on device.*free some space"):
         folder.save(6, FILES, {})
     assert [p.name for p in folder.root.iterdir()] == ["step-00000005"]
 
 
 def test_weights_that_are_not_finite_are_refused(folder):
     folder.save(5, FILES, {})
-    with pytest.raises(NonFiniteError, match="after step 6 the weights net.a are not finite"):
+    with pytest.raises(NonFiniteError, match=r"after step 6 the weights net\.a are not finite"):
         folder.save(6, {"weights": {"net.a": torch.tensor([1.0, float("nan")])}}, {})
     assert folder.newest().step == 5

@@ -125,7 +125,7 @@ def test_bad_states(state, said):
 
 
 def test_bad_arguments():
-    with pytest.raises(InputError, match="pass module.parameters"):
+    with pytest.raises(InputError, match=r"pass module\.parameters"):
         EMAModel(nn.Linear(1, 1))
     with pytest.raises(InputError, match="decay must lie"):
         EMAModel([], decay=2)

@@ -145,7 +145,7 @@ def test_a_bad_gradient_stops_before_the_step(lab, tmp_path):
     def poison(step, total):
         return total + (total - total.detach()).abs().sqrt()  # finite, but its slope at 0 is not
 
-    with pytest.raises(NonFiniteError, match="step 1, turn 'main': gradient norm is nan.*no checkpoint had been"):
+    with pytest.raises(NonFiniteError, match=r"step 1, turn 'main': gradient norm is nan.*no checkpoint had been"):
         lab.train([lab.denoise(20, poison=poison)], tmp_path, lab.quiet())
 
 

@@ -36,7 +36,7 @@ def test_learning_rate_beyond_the_end_and_all_warmup():
 
 @pytest.mark.parametrize(("kind", "peer"), [("adamw", torch.optim.AdamW), ("adam", torch.optim.Adam)])
 def test_fused_and_plain_agree(kind, peer):
-    values = dict(lr=0.1, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.3)
+    values = {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.3}
     ours, theirs = (nn.Parameter(torch.linspace(-1, 1, 7)) for _ in range(2))
     a, b = build_optimizer(Optim(optimizer=kind, **values), [ours]), peer([theirs], **values)
     for k in range(5):

@@ -143,7 +143,7 @@ def test_another_network_is_refused(lab, tmp_path):
         return Phase("denoise", lab.Denoise(net), lab.rows(), 4, 8, Optim(lr=1e-2, warmup=3), ema=EMA(0.99))
 
     lab.train([lab.denoise(2)], tmp_path, lab.quiet())
-    with pytest.raises(TrainingError, match="written for other modules: .*net.0.bias: saved nothing, built"):
+    with pytest.raises(TrainingError, match=r"written for other modules: .*net\.0\.bias: saved nothing, built"):
         lab.train([("denoise", build)], tmp_path, lab.quiet(), resume=True)
 
 

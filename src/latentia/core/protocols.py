@@ -55,6 +55,12 @@ class Scheduler(Protocol):
     config: Any
     timesteps: torch.Tensor
     order: int
+    step_options: Any
+    """Names of the keywords that `step` takes beyond `generator` and `return_dict`, such as `eta`."""
+
+    def fresh(self) -> "Scheduler":
+        """An independent copy without inference state; every call of a pipeline works on one of its own."""
+        ...
 
     @property
     def init_noise_sigma(self) -> float:

@@ -24,7 +24,7 @@ from latentia.core.weight_files import index_name, locate, single_name
 from latentia.errors import ArtifactError, nearest
 
 INDEX = "model_index.json"
-LATENTIA_ONLY = frozenset({"Autoencoder", "LatentDiffusionPipeline"})
+LATENTIA_ONLY = frozenset({"Autoencoder", "ConvClassifier", "LatentDiffusionPipeline"})
 """Public classes that Diffusers does not have; their library in the index is `latentia`."""
 OWN_LIBRARIES = ("diffusers", "latentia")
 FOREIGN: dict[tuple[str, str], Callable[[Path], Any]] = {}

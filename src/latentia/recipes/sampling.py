@@ -66,13 +66,14 @@ def open_pipeline(path: str | os.PathLike[str], request: Request) -> ImagePipeli
     from latentia.pipelines.image_pipeline import ImagePipeline
     from latentia.pipelines.pipeline import DiffusionPipeline
 
+    device = resolve_device(request.device)
     inner = Path(path) / "pipeline"
     pipe = DiffusionPipeline.from_pretrained(inner if (inner / "model_index.json").is_file() else path)
     if not isinstance(pipe, ImagePipeline):
         raise InputError(f"{path} is a {type(pipe).__name__}, which draws no pictures")
     if request.scheduler is not None:
         pipe.scheduler = make_sampler(request.scheduler, pipe.scheduler)
-    return pipe.to(resolve_device(request.device))
+    return pipe.to(device)
 
 
 def labels_of(pipe: ImagePipeline, request: Request) -> list[int] | None:

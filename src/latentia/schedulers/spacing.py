@@ -59,7 +59,8 @@ def multistep_timesteps(
     """`num` descending timesteps below `last` ≤ `total` for a solver that ends beyond its last timestep.
 
     As `spaced_timesteps`, but linspace and leading space n + 1 points and leave the lowest out. `last` is T, or less
-    where the noisiest timesteps are cut off (`lambda_min_clipped`). Raises `InputError` when `num` > `last`.
+    where the noisiest timesteps are cut off (`lambda_min_clipped`); a trailing stride of T/n that would then run
+    below 0 becomes `last`/n. Raises `InputError` when `num` > `last`.
     """
     check_choice("timestep_spacing", spacing, SPACINGS)
     if compat:
@@ -69,7 +70,8 @@ def multistep_timesteps(
             f"num_inference_steps is {num} but lambda_min_clipped leaves only {last} timesteps: take fewer steps"
         )
     if spacing == "trailing":
-        return np.round(last - np.arange(num) * (last / num)) - 1
+        stride = total / num if last - (num - 1) * (total / num) >= 1 else last / num
+        return np.round(last - np.arange(num) * stride) - 1
     if num == last:  # no room to leave one out
         return np.arange(num, dtype=np.float64)[::-1].copy()
     if spacing == "linspace":

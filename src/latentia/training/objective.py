@@ -42,7 +42,8 @@ class Objective(nn.Module, ABC):
 
     Class attributes:
         turns: the updates of one step, in order, each with its own optimizer: `("generator", "discriminator")`, say.
-        frozen: names of children that are only used: not trained (the loop turns their gradients off), averaged or saved.
+        frozen: names of children that are only used: the loop turns their gradients off, and neither averages nor
+            saves them.
     """
 
     turns: ClassVar[tuple[str, ...]] = ("main",)

@@ -7,14 +7,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from latentia.core.protocols import Batch
 from latentia.errors import InputError
 from latentia.training.objective import Objective
 from latentia.training.settings import Settings
+
+PLAIN = (torch.Tensor, nn.Parameter)
 
 
 def start_accelerator(settings: Settings) -> Accelerator:
@@ -48,10 +48,11 @@ def start_accelerator(settings: Settings) -> Accelerator:
 def wrap(objective: Objective, accelerator: Accelerator, settings: Settings) -> tuple[Objective, nn.Module]:
     """The objective as it is trained, and the module to call: the objective itself, or DDP around it.
 
-    With FSDP both are a sharded copy, so that the caller's modules stay whole; `unshard_into` fills them.
+    With FSDP both are a sharded copy: the caller's modules stay whole, where they are; `unshard_into` fills them.
     """
     for name in objective.frozen:
         objective.get_submodule(name).requires_grad_(False)
+    objective = copy.deepcopy(objective) if settings.fsdp else objective
     objective.to(accelerator.device)
     if settings.channels_last:
         objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -59,11 +60,8 @@ def wrap(objective: Objective, accelerator: Accelerator, settings: Settings) -> 
         for module in objective.modules_by_name.values():
             module.compile()
     if settings.fsdp:
-        sharded = copy.deepcopy(objective)
-        for block in outermost_blocks(sharded):
-            fully_shard(block)
-        fully_shard(sharded)
-        return sharded, sharded
+        shard(objective)
+        return objective, objective
     if accelerator.num_processes == 1:
         return objective, objective
     device = accelerator.device
@@ -71,6 +69,15 @@ def wrap(objective: Objective, accelerator: Accelerator, settings: Settings) -> 
     several = len(objective.turns) > 1
     ids = [device.index] if device.type == "cuda" else None
     return objective, DistributedDataParallel(objective, device_ids=ids, find_unused_parameters=several)
+
+
+def shard(objective: Objective) -> None:
+    """FSDP2 in place: each outermost block is gathered when it runs, the rest for the whole step."""
+    from torch.distributed.fsdp import fully_shard  # imported late: half a second
+
+    for block in outermost_blocks(objective):
+        fully_shard(block)
+    fully_shard(objective)
 
 
 def outermost_blocks(module: nn.Module) -> list[nn.Module]:
@@ -91,7 +98,7 @@ def any_process(accelerator: Accelerator, *flags: bool) -> tuple[bool, ...]:
 
 
 def seed_device(seed: int, device: torch.device) -> None:
-    """Seed torch's generators of the CPU and of this device (`torch.manual_seed` asks every backend, 30 times slower)."""
+    """Seed torch's generators of the CPU and of this device (`torch.manual_seed` asks every backend: slow)."""
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
@@ -107,12 +114,20 @@ def to_device(batch: Batch, device: torch.device, channels_last: bool = False) -
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A sharded tensor gathered (every process must call); any other as it is."""
+    if type(tensor) in PLAIN:
+        return tensor
+    from torch.distributed.tensor import DTensor
+
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def like(value: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
     """`value` on `example`'s device, and sharded as `example` is."""
     value = value.to(example.device)
+    if type(example) in PLAIN:
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if isinstance(example, DTensor):
         return distribute_tensor(value, example.device_mesh, example.placements)
     return value

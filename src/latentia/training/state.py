@@ -206,9 +206,11 @@ class PhaseState:
     def averaged_in_place(self) -> Iterator[None]:
         """The caller's modules hold averaged weights and are in eval mode."""
         if self.settings.fsdp:
-            unshard_into(self.phase.objective, self.averaged() or self.weights())
-            self.phase.objective.eval()
+            whole_objective = self.phase.objective
+            unshard_into(whole_objective, self.averaged() or self.weights())
+            whole_objective.to(self.accelerator.device).eval()
             yield
+            whole_objective.to("cpu")
             return
         tensors = list(self.tensors().values())
         if self.ema is not None:
@@ -280,7 +282,7 @@ class PhaseState:
     def result(self) -> PhaseResult:
         """What the phase leaves behind; the caller's modules hold the raw weights, in eval mode."""
         if self.settings.fsdp:
-            unshard_into(self.phase.objective, self.weights())
+            unshard_into(self.phase.objective.to(self.accelerator.device), self.weights())
         self.phase.objective.eval()
         averaged = self.averaged()
         by_module = (
