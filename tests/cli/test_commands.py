@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from latentia import DiffusionPipeline, __version__
-from latentia.cli import train as train_module
 from latentia.errors import NonFiniteError
 from latentia.recipes import demo, registry, run
 
@@ -29,8 +28,8 @@ def test_train_then_sample_then_info(cli, run_folder, tmp_path):
     assert (run_folder / "recipe.json").is_file()
     assert DiffusionPipeline.from_pretrained(run_folder / "pipeline").num_classes == 10
     sevens = tmp_path / "seven.png"
-    result = cli("sample", run_folder / "pipeline", "--class", 7, "-n", 16, "--steps", 3, "--scheduler", "ddim", "--seed", 1,
-                 "--out", sevens)  # fmt: skip
+    asked = ["--class", 7, "-n", 16, "--steps", 3, "--scheduler", "ddim", "--seed", 1, "--out", sevens]
+    result = cli("sample", run_folder / "pipeline", *asked)
     assert result.exit_code == 0, result.output
     assert result.output.endswith(f"saved {sevens}\n")
     with Image.open(sevens) as sheet:
@@ -168,7 +167,6 @@ def test_interrupts_exit_130_with_a_hint(cli, monkeypatch):
     result = cli("train", "digits-ldm")
     assert result.exit_code == 130
     assert "--resume" in result.stderr
-    assert train_module is not None
 
 
 def test_a_stopped_training_says_what_it_says(cli, monkeypatch):

@@ -90,6 +90,7 @@ def test_interrupted_training_saves_and_resumes(tmp_path):
     assert (out / "pipeline" / "model_index.json").is_file()
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_sample_as_one_does(tmp_path):
     torchrun = [
         sys.executable,

@@ -44,7 +44,7 @@ def test_a_judge_needs_classes():
 def test_a_pipeline_is_judged_with_floor_and_ceiling(ddpm_run, judge):
     request = Request(count=100, steps=2, seed=4, scheduler="ddim")
     numbers = {m.name: m for m in evaluation.evaluate_pipeline(ddpm_run, "digits", request, evaluation.Rulers(judge))}
-    assert list(numbers)[0] == "accuracy_digits_on_real_test_images"
+    assert next(iter(numbers)) == "accuracy_digits_on_real_test_images"
     assert {"accuracy_digits", "frechet_digits", "frechet_digits_floor", "frechet_digits_ceiling", "kid_digits",
             "precision_digits", "recall_digits", "nearest_pixels_ratio"} <= set(numbers)  # fmt: skip
     assert numbers["frechet_digits_floor"].value < numbers["frechet_digits"].value

@@ -40,20 +40,20 @@ def test_a_trailing_lists_end_before_minus_one(name, count):
 def test_b_ddim_steps_to_the_next_timestep(spacing):
     config = {"timestep_spacing": spacing, "clip_sample": False}
     theirs = gaussian_std(diffusers.DDIMScheduler(**config), 300)
-    assert theirs == pytest.approx(0.534, abs=2e-3)
+    assert theirs == pytest.approx(0.533, abs=3e-3)
     assert gaussian_std(latentia.DDIMScheduler(**config, compat=True), 300) == pytest.approx(theirs, abs=1e-5)
-    assert gaussian_std(latentia.DDIMScheduler(**config), 300) == pytest.approx(0.4975, abs=1.5e-3)
+    assert gaussian_std(latentia.DDIMScheduler(**config), 300) == pytest.approx(0.4955, abs=2e-3)
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "trailing"])
 @pytest.mark.parametrize("skip", [True, False])
 def test_b_pndm_steps_to_the_next_timestep(spacing, skip):
     config = {**SD, "timestep_spacing": spacing, "skip_prk_steps": skip, "set_alpha_to_one": True}
-    theirs = gaussian_std(diffusers.PNDMScheduler(**config), 30)
-    assert gaussian_std(latentia.PNDMScheduler(**config, compat=True), 30) == pytest.approx(theirs, abs=1e-5)
-    right = gaussian_std(latentia.PNDMScheduler(**config), 30)
+    theirs = gaussian_std(diffusers.PNDMScheduler(**config), 300)
+    assert gaussian_std(latentia.PNDMScheduler(**config, compat=True), 300) == pytest.approx(theirs, abs=1e-5)
+    right = gaussian_std(latentia.PNDMScheduler(**config), 300)
     fine = gaussian_std(latentia.PNDMScheduler(**config), 1000)
-    assert abs(right - fine) < 0.5 * abs(theirs - fine)
+    assert abs(right - fine) < 0.1 * abs(theirs - fine)
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"])

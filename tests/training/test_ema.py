@@ -108,9 +108,9 @@ def test_other_tensors_are_refused_before_anything_changes():
     ("state", "said"),
     [
         ({"decay": 1.5}, r"decay must lie in \[0, 1\]"),
-        ({"decay": "0.9"}, "decay of an average must be a float/int"),
-        ({"optimization_step": 2.0}, "optimization_step of an average must be a int"),
-        ({"use_ema_warmup": 1}, "use_ema_warmup of an average must be a bool"),
+        ({"decay": "0.9"}, "decay of an average must be of type float/int"),
+        ({"optimization_step": 2.0}, "optimization_step of an average must be of type int"),
+        ({"use_ema_warmup": 1}, "use_ema_warmup of an average must be of type bool"),
         ({"update_after_step": True}, "update_after_step"),
         ({"inv_gamma": None}, "inv_gamma"),
         ({"shadow_params": "x"}, "list of tensors"),

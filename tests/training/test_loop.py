@@ -400,3 +400,62 @@ def test_compiling_keeps_the_names(lab, tmp_path, monkeypatch):
     result = lab.train([lab.denoise(1)], tmp_path, lab.quiet(compile=True))["denoise"]
     assert compiled == ["Net"]
     assert "first.weight" in result.averaged["net"]
+
+
+class TestLossScaling:
+    """fp16's scaler, driven on the CPU: the arithmetic is the same, only the autocast is missing."""
+
+    @pytest.fixture(autouse=True)
+    def _scaler(self, monkeypatch):
+        from latentia.training import loop
+
+        start = loop.start_accelerator
+
+        def scaling(settings):
+            accelerator = start(settings)
+            accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=4)
+            return accelerator
+
+        self.plain = start
+        self.monkeypatch = monkeypatch
+        monkeypatch.setattr(loop, "start_accelerator", scaling)
+
+    def test_scaled_training_is_plain_training(self, lab, tmp_path):
+        from latentia.training import loop
+
+        scaled = lab.weights(lab.train([lab.denoise(10)], tmp_path / "a", lab.quiet()))
+        norms = [r["grad_norm"] for r in lab.lines(tmp_path / "a")]
+        self.monkeypatch.setattr(loop, "start_accelerator", self.plain)
+        plain = lab.weights(lab.train([lab.denoise(10)], tmp_path / "b", lab.quiet()))
+        assert norms == pytest.approx([r["grad_norm"] for r in lab.lines(tmp_path / "b")], rel=1e-4)
+        for name in plain:
+            assert torch.allclose(scaled[name], plain[name], atol=1e-5), name
+
+    def test_an_overflow_skips_the_step_and_lowers_the_scale(self, lab, tmp_path):
+        from latentia.training.checkpoint import read_checkpoint
+
+        def overflow(step, total):
+            return total + (total - total.detach()) * 1e38 if step == 1 else total
+
+        lab.train([lab.denoise(2, poison=overflow)], tmp_path, lab.quiet())
+        found = read_checkpoint(tmp_path / "checkpoints/denoise/final")
+        assert found.state["scaler"]["scale"] == 2.0**7
+        assert float(found.files["optimizer"]["main.net.first.weight.step"]) == 1
+
+    def test_the_scale_is_resumed(self, lab, tmp_path):
+        def stop(step, total):
+            if step == 6:
+                raise RuntimeError("stop")
+            return total
+
+        whole = lab.weights(lab.train([lab.denoise(12)], tmp_path / "a", lab.quiet()))
+        with pytest.raises(RuntimeError, match="stop"):
+            lab.train([lab.denoise(12, poison=stop)], tmp_path / "b", lab.quiet())
+        lab.assert_same(lab.weights(lab.train([lab.denoise(12)], tmp_path / "b", lab.quiet(), resume=True)), whole)
+
+    def test_gradients_that_always_overflow_stop_the_run(self, lab, tmp_path):
+        def overflow(step, total):
+            return total + (total - total.detach()).abs().sqrt()
+
+        with pytest.raises(NonFiniteError, match=r"step 23, .*gradient norm is nan"):  # 2⁸ halved 22 times < 1e-4
+            lab.train([lab.denoise(60, poison=overflow)], tmp_path, lab.quiet(save_every=100))

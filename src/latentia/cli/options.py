@@ -1,5 +1,6 @@
 """Options and completions that several commands share. Nothing here imports torch."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -47,8 +48,6 @@ def check_scheduler(name: str | None) -> str | None:
 
 def quiet_processes(show: Callable[[], None]) -> None:
     """Call `show` in the first process only, so that `torchrun` says everything once."""
-    import os
-
     if os.environ.get("RANK", "0") == "0":
         show()
 

@@ -136,8 +136,9 @@ class Plan:
 def make_plan(recipe: Recipe, measure: bool = True) -> Plan:
     """Cost every piece of `recipe.work()`; see `Recipe.plan`."""
     device = _device(recipe.device)
-    speed = block_speed(device) if measure else None
-    rows = tuple(cost(work, recipe.precision, device, speed) for work in recipe.work())
+    with torch.random.fork_rng([]):
+        speed = block_speed(device) if measure else None
+        rows = tuple(cost(work, recipe.precision, device, speed) for work in recipe.work())
     threads = torch.get_num_threads()
     cpu = "1 CPU thread" if threads == 1 else f"{threads} CPU threads"
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
@@ -146,8 +147,8 @@ def make_plan(recipe: Recipe, measure: bool = True) -> Plan:
 
 def rehearse(recipe: Recipe) -> None:
     """Call every network of the recipe once on the meta device: sizes that do not fit raise before any work."""
-    for work in recipe.work():
-        with torch.device("meta"), torch.no_grad():
+    with torch.random.fork_rng([]), torch.device("meta"), torch.no_grad():
+        for work in recipe.work():
             work.run(work.build(), 1)
 
 
@@ -232,14 +233,10 @@ class FusedAttention(TorchFunctionMode):
 
 def time_per_sample(work: Work, device: torch.device, repeats: int = 2) -> float:
     """Seconds for one sample of real training (or inference): the faster of a few steps after one to warm up."""
-    state = torch.random.get_rng_state()
-    try:
-        with torch.device(device):
-            network = work.build().train(work.trained).requires_grad_(work.trained)
-            optimizer = torch.optim.AdamW(network.parameters()) if work.trained else None
-            times = [_timed(work, network, optimizer, device) for _ in range(repeats + 1)]
-    finally:
-        torch.random.set_rng_state(state)
+    with torch.device(device):
+        network = work.build().train(work.trained).requires_grad_(work.trained)
+        optimizer = torch.optim.AdamW(network.parameters()) if work.trained else None
+        times = [_timed(work, network, optimizer, device) for _ in range(repeats + 1)]
     return min(times[1:]) / work.micro_batch
 
 

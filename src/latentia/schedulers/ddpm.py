@@ -104,14 +104,15 @@ class DDPMScheduler(DiffusionScheduler):
         """Per-step numbers: x̂₀, the plain step, the clipped one, the noise, and the bounds of a learned one."""
         self._refuse_undefined_start(times)
         level = self._levels_at(times)
-        c0, cx, small, large = posterior(level, np.append(level[1:], 1.0))
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):  # compat may hold lists that make no sense
+            c0, cx, small, large = posterior(level, np.append(level[1:], 1.0))
+            log_large = np.log(large)
             p, q = x0_coefficients(self.prediction_type, np.sqrt(level), np.sqrt(1 - level))
         plain = c0 * p + cx, c0 * q
         small = np.maximum(small, 1e-20)
         std = np.sqrt(large if self.variance_type.startswith("fixed_large") else small)
         std[(times <= 0) | (std <= 1e-10)] = 0
-        columns = (p, q, *plain, c0, cx, std, np.log(small), np.log(large), times)
+        columns = (p, q, *plain, c0, cx, std, np.log(small), log_large, times)
         return times, torch.int64, {"_rows": list(zip(*(column.tolist() for column in columns)))}
 
     def step(

@@ -78,6 +78,13 @@ class StepOutput(Output):
         """(prev_sample, pred_original_sample)."""
         return self.prev_sample, self.pred_original_sample
 
+    def __getitem__(self, key: int | slice | str) -> Any:
+        if key in (0, "prev_sample"):
+            return self.prev_sample
+        if isinstance(key, str) and key != "pred_original_sample":
+            raise KeyError(f"StepOutput has no {key!r}; it has: prev_sample, pred_original_sample")
+        return self.pred_original_sample if isinstance(key, str) else self.to_tuple()[key]
+
     def __eq__(self, other: object) -> bool:
         return self is other
 

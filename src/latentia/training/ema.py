@@ -1,6 +1,5 @@
 """EMAModel: a running average of weights, with Diffusers' contract."""
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -211,7 +210,7 @@ def check_scalars(state: Mapping[str, Any]) -> None:
         value = state.get(name)
         wrong_bool = isinstance(value, bool) and kind is not bool
         if name in state and (wrong_bool or not isinstance(value, kind)):
-            raise InputError(f"{name} of an average must be a {'/'.join(names(kind))}, got {json.dumps(str(value))}")
+            raise InputError(f"{name} of an average must be of type {'/'.join(names(kind))}, got {value!r}")
     for name in ("decay", "min_decay"):
         if name in state and not 0 <= state[name] <= 1:
             raise InputError(f"{name} must lie in [0, 1], got {state[name]}")

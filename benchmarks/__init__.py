@@ -1,0 +1,1 @@
+"""Speed against Diffusers on the same weights: every number is a ratio measured in one run."""
