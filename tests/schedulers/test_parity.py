@@ -116,7 +116,9 @@ def flat(case: dict) -> tuple[dict, dict]:
 def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """A fixed network, linear in x, that tells timesteps apart."""
     time = float(t)
-    return 0.4 * math.cos(time / 300) * x + 0.1 * math.sin(time / 90) * torch.linspace(-1, 1, x[0].numel()).view(x[0].shape)
+    return 0.4 * math.cos(time / 300) * x + 0.1 * math.sin(time / 90) * torch.linspace(-1, 1, x[0].numel()).view(
+        x[0].shape
+    )
 
 
 def draws(scheduler: object) -> bool:

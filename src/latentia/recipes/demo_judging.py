@@ -20,6 +20,7 @@ from latentia.metrics.measurement import Measurement
 from latentia.pipelines.callbacks import Trajectory
 from latentia.pipelines.latent import LatentDiffusionPipeline
 from latentia.recipes.samplers import make_sampler
+from latentia.recipes.sampling import Request, sample
 
 if TYPE_CHECKING:
     from latentia.recipes.demo import Demo
@@ -97,7 +98,7 @@ def tell(recipe: Demo, bench: Bench, results: Mapping[str, PhaseResult], raw_une
     train, test = digits("train", recipe.image_size), digits("test", recipe.image_size)
     everything = digits("all", recipe.image_size)
     judge = Judge(
-        bench.module("judge").cpu().eval(),
+        bench.parts["judge"].cpu().eval(),
         everything.tensors["x"],
         everything.tensors["label"],
         train=train.tensors["x"],
@@ -110,7 +111,7 @@ def tell(recipe: Demo, bench: Bench, results: Mapping[str, PhaseResult], raw_une
         story.phases[name] = {"steps": result.steps, "samples": result.samples, "parameters": parameters}
         story.phases[name]["seconds"] = round(result.seconds, 1)
     pipe = recipe.pipeline(bench)
-    raw = LatentDiffusionPipeline(vae=pipe.vae, unet=raw_unet.to(pipe.device).eval(), scheduler=pipe.scheduler)
+    raw = LatentDiffusionPipeline(vae=pipe.codec, unet=raw_unet.to(pipe.device).eval(), scheduler=pipe.scheduler)
     references(story)
     reconstruct(story, bench)
     make_pictures(story, bench, pipe, raw)
@@ -185,28 +186,33 @@ def sample_row(
     weights: str,
 ) -> Row:
     """`count` pictures, class i mod 10, from one sampler; picture i has its own generator under the recipe's seed."""
-    sampling = LatentDiffusionPipeline(vae=pipe.vae, unet=pipe.unet, scheduler=make_sampler(short, pipe.scheduler))
-    sampling.set_progress_bar_config(disable=True)
-    labels = [i % 10 for i in range(count)]
-    started = time.perf_counter()
-    made = sampling(
-        class_labels=labels,
+    sampling = with_sampler(pipe, short)
+    request = Request(
+        count=count,
+        steps=steps,
         seed=story.recipe.seed,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        max_batch=CHUNK,
-        output_type="pt",
+        guidance=guidance,
+        batch_size=CHUNK,
+        device=story.recipe.device,
     )
+    started = time.perf_counter()
+    x = sample(sampling, request)
     seconds = time.perf_counter() - started
-    x = made.images.cpu() * 2 - 1
-    return Row("latent diffusion", name, weights, guidance, x, story.judge(x, torch.tensor(labels)), seconds)
+    labels = torch.arange(count) % 10
+    return Row("latent diffusion", name, weights, guidance, x, story.judge(x, labels), seconds)
+
+
+def with_sampler(pipe: LatentDiffusionPipeline, short: str) -> LatentDiffusionPipeline:
+    """The same networks, silent, with another sampler."""
+    made = LatentDiffusionPipeline(vae=pipe.codec, unet=pipe.unet, scheduler=make_sampler(short, pipe.scheduler))
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 def denoising_strip(pipe: LatentDiffusionPipeline, seed: int) -> list[torch.Tensor]:
     """x̂₀ of ten digits at each of 20 DDIM steps, decoded: a list of (10, 1, 32, 32)."""
     trajectory = Trajectory()
-    strip = LatentDiffusionPipeline(vae=pipe.vae, unet=pipe.unet, scheduler=make_sampler("ddim", pipe.scheduler))
-    strip.set_progress_bar_config(disable=True)
+    strip = with_sampler(pipe, "ddim")
     strip(class_labels=list(range(10)), seed=seed, num_inference_steps=20, callback_on_step_end=trajectory)
     return [strip.decode(frame).cpu().clamp(-1, 1) for frame in trajectory.frames]
 

@@ -11,6 +11,7 @@ from latentia.core.config import register_to_config
 from latentia.core.rng import Generators
 from latentia.errors import InputError, check_choice
 from latentia.schedulers.clock import listed_positions
+from latentia.schedulers.ddpm import VARIANCES
 from latentia.schedulers.diffusion import DiffusionScheduler
 from latentia.schedulers.dpm_solver import (
     ALGORITHMS,
@@ -60,6 +61,7 @@ class DPMSolverMultistepScheduler(DiffusionScheduler):
         final_sigmas_type: end at `zero` (`++` forms only) or at `sigma_min`.
         lambda_min_clipped: leave out timesteps with λ below this (−5.1 for cosine schedules).
         variance_type: `learned` or `learned_range` when the network has extra variance channels; they are ignored.
+            The `fixed_*` names of DDPM configs mean nothing here.
         use_dynamic_shifting, time_shift_type: flow_shift = exp(mu), `mu` given to `set_timesteps`.
         third_order: order 3 as `published`, which converges with order 2, or `corrected`, which reaches 3.
         compat: Diffusers 0.42.1's timestep lists and its constant in third-order `sde-dpmsolver++`.
@@ -121,7 +123,7 @@ class DPMSolverMultistepScheduler(DiffusionScheduler):
         self.sigmas = torch.from_numpy(self._table_kappa).float()
         self.timesteps = self.timesteps.float()
         self._off_table = False
-        self._trims = variance_type is not None
+        self._trims = variance_type in ("learned", "learned_range")
         self._reach = max(solver_order - 2, 0)
 
     def _check_choices(self) -> None:
@@ -132,7 +134,7 @@ class DPMSolverMultistepScheduler(DiffusionScheduler):
         check_choice("third_order", config.third_order, THIRD_ORDERS)
         check_choice("time_shift_type", config.time_shift_type, ("exponential",))
         if config.variance_type is not None:
-            check_choice("variance_type", config.variance_type, ("learned", "learned_range"))
+            check_choice("variance_type", config.variance_type, VARIANCES)
         if config.solver_order not in (1, 2, 3):
             raise InputError(f"solver_order must be 1, 2 or 3, got {config.solver_order}")
         if config.final_sigmas_type == "zero" and not self._algorithm.endswith("++"):
