@@ -45,7 +45,7 @@ def sample(scheduler, x, mu, s, steps=None, **step):
     return x
 
 
-# -- T1, T9: where an exact solver ends --------------------------------------------------------------------------
+# -- T1, T9: where an exact solver ends -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_t9_zero_terminal_snr_has_no_bias(prediction):
     assert float(sample(scheduler, torch.zeros(1, 1, dtype=F64), 1.0, 0.5)) == pytest.approx(1.0, abs=1e-9)
 
 
-# -- T2, T3: DDIM ---------------------------------------------------------------------------------------------------
+# -- T2, T3: DDIM -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_t3_a_single_point_is_found_in_any_number_of_steps(name, config, steps):
     assert float(x) == pytest.approx(mu, abs=1e-6)  # its timesteps are float32
 
 
-# -- T4: orders of convergence on a uniform-λ grid of the continuous linear VP path -------------------------------------
+# -- T4: orders of convergence on a uniform-λ grid of the continuous linear VP path -----------------------------
 
 
 def vp_levels(steps: int) -> np.ndarray:
@@ -246,6 +246,28 @@ def test_t4_linear_multistep_order():
     assert 1.8 < measured_order(errors) < 2.3
 
 
+def test_t4_pndm_keeps_its_order_with_v_only_when_epsilon_is_averaged():
+    """Averaging v and then turning the mean into ε, as Diffusers does, is only first order."""
+    mu, s = 0.5, 0.5
+    errors = {}
+    for average_epsilon in (False, True):
+        scheduler = latentia.PNDMScheduler(
+            **SD,
+            skip_prk_steps=True,
+            set_alpha_to_one=True,
+            prediction_type="v_prediction",
+            average_epsilon=average_epsilon,
+        )
+        for n in (25, 50):
+            scheduler.set_timesteps(n)
+            start = [float(v) for v in scheduler.alpha_sigma(scheduler.timesteps[0], F64)]
+            found = float(sample(scheduler, torch.ones(1, 1, dtype=F64), mu, s))
+            errors[average_epsilon, n] = abs(found - gaussian_flow(1.0, start, (1.0, 0.0), mu, s))
+    assert errors[False, 25] / errors[False, 50] == pytest.approx(2, abs=0.4)
+    assert errors[True, 25] / errors[True, 50] > 3
+    assert errors[True, 50] < 0.05 * errors[False, 50]
+
+
 @pytest.mark.parametrize(("name", "low", "high"), [("Euler", 0.9, 1.1), ("Heun", 1.9, 2.1)])
 def test_t4_orders_in_kappa(name, low, high):
     """Karras levels; the last step, to κ = 0, is Euler's for both and is taken out of the error."""
@@ -279,7 +301,7 @@ def test_t4_orders_in_kappa(name, low, high):
     ],
 )
 def test_t5_errors_fall_with_steps(name, config, errors):
-    """Errors on a Gaussian shrink with the number of steps, at the rate (not the constant) that was measured elsewhere."""
+    """Errors on a Gaussian shrink with the number of steps, at the rate (not the constant) measured elsewhere."""
     mu, s = 0.5, 0.5
     found = []
     for n in (10, 20, 50, 100):
@@ -293,7 +315,7 @@ def test_t5_errors_fall_with_steps(name, config, errors):
     assert found[3] < 2 * errors[3] + 1e-3
 
 
-# -- T6: the variances of DDPM --------------------------------------------------------------------------------------------
+# -- T6: the variances of DDPM ----------------------------------------------------------------------------------
 
 
 def variance_after(variance_type: str, delta: bool, stop: int) -> float:
@@ -332,7 +354,7 @@ def test_t6_variances():
     assert float(1 - level[500]) == pytest.approx(0.9222033, abs=1e-7)
 
 
-# -- T8, T10 --------------------------------------------------------------------------------------------------------------------
+# -- T8, T10 ----------------------------------------------------------------------------------------------------
 
 
 def test_t8_guidance_on_gaussians_of_one_width():

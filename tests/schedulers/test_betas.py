@@ -14,12 +14,12 @@ def test_linear_and_scaled_linear():
 
 def test_cosine_follows_its_signal_curve():
     level = signal_level(make_betas("squaredcos_cap_v2", 1000, 0, 0))
-    u = torch.arange(1, 999) / 1000
+    u = torch.arange(1, 999, dtype=torch.float64) / 1000
 
     def curve(u):
         return torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
 
-    expected = curve(u.double()) / curve(torch.zeros(1, dtype=torch.float64))
+    expected = curve(u) / curve(torch.zeros(1, dtype=torch.float64))
     torch.testing.assert_close(level[:998], expected, rtol=1e-6, atol=1e-9)
 
 

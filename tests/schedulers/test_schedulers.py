@@ -17,7 +17,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# -- refusals -----------------------------------------------------------------------------------------------------
+# -- refusals ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler"])
@@ -175,7 +175,7 @@ def test_the_stable_diffusion_scheduler_file(tmp_path):
     assert {k: back.config[k] for k in pndm.config} == dict(pndm.config)
 
 
-# -- runs ---------------------------------------------------------------------------------------------------------------
+# -- runs -------------------------------------------------------------------------------------------------------
 
 
 def test_relatives_of_dpm_solver():
@@ -268,7 +268,7 @@ def test_continuous_timesteps_are_noise_levels():
     torch.testing.assert_close(sigma / alpha, scheduler.sigmas[:-1], rtol=1e-5, atol=1e-6)
 
 
-# -- the clock --------------------------------------------------------------------------------------------------------------
+# -- the clock --------------------------------------------------------------------------------------------------
 
 
 def test_the_clock_knows_views_by_their_address():

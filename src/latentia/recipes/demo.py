@@ -69,13 +69,15 @@ class Demo(DigitsLDM):
         )
 
     def finish(self, bench: Bench, results: Mapping[str, PhaseResult], out: Path) -> None:
-        """Save the pipeline, then make, judge and show the pictures of all models."""
+        """Save everything that was trained, then make, judge and show the pictures of all models."""
         import copy
 
         from latentia.recipes.demo_judging import tell
 
         raw_unet = copy.deepcopy(bench.module("unet"))
         super().finish(bench, results, out)
+        bench.parts["judge"].save_pretrained(out / "judge")
+        bench.parts["autoencoder"].save_pretrained(out / "autoencoder")
         tell(self, bench, results, raw_unet, out)
 
 

@@ -36,6 +36,7 @@ class LatentDiffusion(Recipe):
     codec: str | None = Field(default=None, description="folder of a trained first stage; none trains `vae` first")
     vae: TrainedKL = Field(description="the first stage that is trained when no codec is given")
     cache: bool = Field(default=True, description="encode the data once, not in every step")
+    center: bool = Field(default=False, description="shift latents to mean 0 too (LDM only scales them)")
     unet: UNet = Field(description="the denoiser")
     objective: Target = Field(default=Target(), description="what is minimised")
     noise: Noise = Field(default=Noise(), description="the diffusion process")
@@ -88,13 +89,13 @@ class LatentDiffusion(Recipe):
         )
 
     def first_stage(self, bench: Bench, images: Dataset) -> AnyCodec:
-        """The codec, frozen; one trained here gets `scaling_factor` = 1/std of the data's latents (LDM's rule)."""
+        """The codec, frozen; one trained here is scaled by 1/std of the data's latents (LDM's rule)."""
         from latentia.training.latents import measure_scale
 
         if self.codec:
             return load_codec(self.codec).to(bench.device).requires_grad_(False).eval()
         codec = bench.parts["vae"].to(bench.device).requires_grad_(False).eval()
-        codec.set_scale(*measure_scale(codec, images))
+        codec.set_scale(*measure_scale(codec, images, center=self.center))
         return codec
 
     def latents(self, codec: AnyCodec, images: Dataset) -> Dataset:

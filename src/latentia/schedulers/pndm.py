@@ -10,7 +10,7 @@ from latentia.core.config import register_to_config
 from latentia.core.rng import Generators
 from latentia.errors import InputError
 from latentia.schedulers.diffusion import DiffusionScheduler
-from latentia.schedulers.prediction import operands, x0_coefficients
+from latentia.schedulers.prediction import affine, eps_coefficients, operands, x0_coefficients
 from latentia.schedulers.scheduler import StepOutput
 from latentia.schedulers.spacing import Array, check_num_steps
 
@@ -47,12 +47,15 @@ class PNDMScheduler(DiffusionScheduler):
     Args:
         skip_prk_steps: leave the Runge-Kutta start out.
         set_alpha_to_one: end at ᾱ = 1 instead of ᾱ₀.
-        prediction_type: `epsilon` or `v_prediction` (then the v are averaged, and turned into ε by the present x).
+        prediction_type: `epsilon` or `v_prediction`.
+        average_epsilon: turn each v into ε before averaging, which keeps the second order. By default the v are
+            averaged and the mean turned into ε, as Diffusers does: first order. Without effect on `epsilon`.
         compat: Diffusers 0.42.1's timestep lists and steps to t − ⌊T/n⌋.
         The other arguments are those of `DDIMScheduler`.
     """
 
     predictions = ("epsilon", "v_prediction")
+    extensions = frozenset({"compat", "average_epsilon"})
     _prk: int
     _rows: list[tuple[float, ...]]
 
@@ -70,8 +73,10 @@ class PNDMScheduler(DiffusionScheduler):
         timestep_spacing: str = "leading",
         steps_offset: int = 0,
         compat: bool = False,
+        average_epsilon: bool = False,
     ) -> None:
         self._set_up()
+        self._converts = average_epsilon and prediction_type == "v_prediction"
         self._repeats = bool(skip_prk_steps)
         self._last_level = 1.0 if set_alpha_to_one else float(self._level[0])
         self.final_alpha_cumprod = torch.tensor(self._last_level, dtype=torch.float32)
@@ -128,14 +133,15 @@ class PNDMScheduler(DiffusionScheduler):
         self._mean: torch.Tensor | None = None
 
     def _make_rows(self, visits: Array, origins: Array, targets: Array) -> list[tuple[float, ...]]:
-        """Rows (A, B, p, q): the step is A·x + B·(mean prediction), x̂₀ = p·x + q·y."""
+        """Rows (A, B, p, q, ex, ey): the step is A·x + B·(mean prediction), x̂₀ = p·x + q·y and ε̂ = ex·x + ey·y."""
         level, seen = self._levels_at(origins), self._levels_at(visits)
         after = np.where(targets < 0, self._last_level, self._level[np.maximum(targets, 0).astype(np.int64)])
         a, b = transfer(level, after)
-        if self.prediction_type == "v_prediction":
+        if self.prediction_type == "v_prediction" and not self._converts:
             a, b = a + b * np.sqrt(1 - level), b * np.sqrt(level)
-        p, q = x0_coefficients(self.prediction_type, np.sqrt(seen), np.sqrt(1 - seen))
-        return list(zip(*(column.tolist() for column in (a, b, p, q))))
+        clean = x0_coefficients(self.prediction_type, np.sqrt(seen), np.sqrt(1 - seen))
+        noisy = eps_coefficients(self.prediction_type, np.sqrt(seen), np.sqrt(1 - seen))
+        return list(zip(*(column.tolist() for column in (a, b, *clean, *noisy))))
 
     def step(
         self,
@@ -153,8 +159,11 @@ class PNDMScheduler(DiffusionScheduler):
         index = self.index_for_timestep(timestep)
         if index != self._step_index:
             self._forget()
-        a, b, p, q = self._rows[index]
+        a, b, p, q, ex, ey = self._rows[index]
         y, x = operands(model_output, sample)
+        x0 = p, x, q, y
+        if self._converts:
+            y = affine(ex, x, ey, y)
         if index < self._prk:
             start, terms = self._runge_kutta(index, x, y)
         else:
@@ -165,7 +174,7 @@ class PNDMScheduler(DiffusionScheduler):
                 previous.add_(term, alpha=b * weight)
         else:
             previous = start.clone()
-        output = self._finish(index, previous, (p, x, q, y), sample)
+        output = self._finish(index, previous, x0, sample)
         return output if return_dict else (output.prev_sample,)
 
     def _runge_kutta(
