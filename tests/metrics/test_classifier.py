@@ -22,7 +22,7 @@ def test_shapes_and_config():
 
 
 def test_size_of_the_digits_judge():
-    assert ConvClassifier().num_parameters() == 89_658
+    assert ConvClassifier().num_parameters() == 56_538
 
 
 def test_bad_input():

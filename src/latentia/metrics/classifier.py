@@ -34,7 +34,7 @@ class ConvClassifier(ModelMixin):
         name: str = "digits",
         num_classes: int = 10,
         in_channels: int = 1,
-        feature_dim: int = 64,
+        feature_dim: int = 32,
         channels: tuple[int, ...] = (16, 32, 64),
         pool: int = 4,
         dropout: float = 0.2,

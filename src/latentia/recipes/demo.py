@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from pydantic import Field, PositiveInt
 
 from latentia.recipes.digits_ldm import DigitsLDM, digits_ldm
-from latentia.recipes.parts import Optim
 from latentia.recipes.recipe import Bench
 
 if TYPE_CHECKING:
@@ -25,11 +24,8 @@ class Demo(DigitsLDM):
     """`digits-ldm` beside a plain autoencoder of the same size, and a judge of all three."""
 
     judge_steps: PositiveInt = Field(400, description="optimizer steps of the judge, a small classifier")
-    judge_optim: Optim = Field(
-        Optim(lr=3e-3, weight_decay=0.05, warmup=20, schedule="cosine"), description="optimizer of the judge"
-    )
     pictures: PositiveInt = Field(540, description="pictures made by each model and judged")
-    chain_pictures: PositiveInt = Field(100, description="pictures made by the 1000-step chain")
+    chain_pictures: PositiveInt = Field(50, description="pictures made by the 1000-step chain")
 
     def phases(self, bench: Bench) -> list[tuple[str, Callable[[], Phase]]]:
         """The judge and the plain autoencoder, then those of `digits-ldm`."""
@@ -39,17 +35,9 @@ class Demo(DigitsLDM):
     def judge_phase(self, bench: Bench) -> Phase:
         """Train the classifier that will judge, on real training images only."""
         from latentia.metrics.classifier import ConvClassifier
-        from latentia.training.objectives import ClassificationObjective
-        from latentia.training.phase import Phase
+        from latentia.recipes.judge import judge_phase
 
-        return Phase(
-            name="judge",
-            objective=ClassificationObjective(bench.keep("judge", ConvClassifier())),
-            data=self.images(),
-            steps=self.judge_steps,
-            batch_size=64,
-            optim=self.judge_optim.build(),
-        )
+        return judge_phase(bench.keep("judge", ConvClassifier()), self.images(), self.judge_steps)
 
     def autoencoder_phase(self, bench: Bench) -> Phase:
         """Train the plain autoencoder: the KL-VAE's sizes and steps, without posterior and KL."""

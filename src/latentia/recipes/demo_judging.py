@@ -17,7 +17,6 @@ from latentia.core.rng import derive_seed, randn, sample_generators
 from latentia.data.digits import digits
 from latentia.metrics.evaluate import Judge, evaluate_reconstruction
 from latentia.metrics.measurement import Measurement
-from latentia.pipelines.callbacks import Trajectory
 from latentia.pipelines.latent import LatentDiffusionPipeline
 from latentia.recipes.samplers import make_sampler
 from latentia.recipes.sampling import Request, sample
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
 Numbers = Mapping[str, Measurement]
 CHUNK = 180
+LOOKED_AT = ("latents", "pred_original_sample")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Story:
     floors: dict[int, tuple[Measurement, Measurement]] = field(default_factory=dict)
     ceiling: Measurement | None = None
     reconstructions: dict[str, tuple[torch.Tensor, Numbers]] = field(default_factory=dict)
-    strip: list[torch.Tensor] = field(default_factory=list)
+    strip: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     phases: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def add(self, row: Row) -> None:
@@ -209,12 +209,23 @@ def with_sampler(pipe: LatentDiffusionPipeline, short: str) -> LatentDiffusionPi
     return made
 
 
-def denoising_strip(pipe: LatentDiffusionPipeline, seed: int) -> list[torch.Tensor]:
-    """x̂₀ of ten digits at each of 20 DDIM steps, decoded: a list of (10, 1, 32, 32)."""
-    trajectory = Trajectory()
+def denoising_strip(pipe: LatentDiffusionPipeline, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Ten digits at each of 20 DDIM steps: the noisy latent and the network's guess x̂₀ of the clean one, decoded."""
     strip = with_sampler(pipe, "ddim")
-    strip(class_labels=list(range(10)), seed=seed, num_inference_steps=20, callback_on_step_end=trajectory)
-    return [strip.decode(frame).cpu().clamp(-1, 1) for frame in trajectory.frames]
+    steps: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def look(_pipe: Any, _step: int, _time: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+        noisy, guess = (strip.decode(tensors[name]).cpu().clamp(-1, 1) for name in LOOKED_AT)
+        steps.append((noisy, guess))
+
+    strip(
+        class_labels=list(range(10)),
+        seed=seed,
+        num_inference_steps=20,
+        callback_on_step_end=look,
+        callback_on_step_end_tensor_inputs=LOOKED_AT,
+    )
+    return steps
 
 
 def as_json(story: Story) -> dict[str, Any]:

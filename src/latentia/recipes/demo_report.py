@@ -43,10 +43,10 @@ def write_report(story: Story, out: Path) -> None:
     page = Report("Handwritten digits, compressed and then generated", lead(story, best))
     page.section(
         "From autoencoder to latent diffusion",
-        "All three were trained here, from scratch, on 1,257 real digits. An autoencoder compresses, but random "
-        "latents mean nothing to its decoder. A KL-VAE asks its latents to resemble a normal distribution, softly, so "
-        "as not to blur: random latents come a little closer. Latent diffusion learns which latents exist, and "
-        "generates those; the same KL-VAE's decoder turns them into pictures.",
+        "All three were trained here, from scratch, on 1,257 real digits. An autoencoder compresses a picture into "
+        "8 × 8 numbers, but random numbers mean nothing to its decoder. A KL-VAE asks each number to be spread like a "
+        "normal distribution, softly, so as not to blur; but the numbers of a digit belong together, and random ones "
+        "do not. Latent diffusion learns which belong together, and the same KL-VAE's decoder makes them pictures.",
     )
     by_model = {row.model: row for row in story.rows[:2]}
     page.pictures([(tile(by_model["autoencoder"].x[:30], 10), "Autoencoder: decode N(0, I)")])
@@ -57,9 +57,12 @@ def write_report(story: Story, out: Path) -> None:
     page.pictures([(tile(real_by_class(story)[:30], 10), "Real digits that no model was trained on")])
     page.section(
         "Noise becomes a digit",
-        "The network's guess of the clean latent, decoded, at each of 20 DDIM steps from left to right.",
+        "Twenty DDIM steps from left to right. Above, the latent as it loses its noise; below, the network's guess of "
+        "where that will end; both decoded.",
     )
-    page.pictures([(tile(torch.stack(story.strip, 1).flatten(0, 1), len(story.strip), 1), "ten digits, twenty steps")])
+    for row, name in ((0, "the noisy latent"), (1, "the guess of the clean one")):
+        frames = torch.stack([step[row] for step in story.strip], 1).flatten(0, 1)
+        page.pictures([(tile(frames, len(story.strip), 1), name)])
     page.section("What the average and the guidance do")
     page.pictures([(tile(row.x[:20], 10), caption(row)) for row in story.rows if row.sampler.startswith("DPM")])
     page.section(

@@ -33,7 +33,7 @@ def digits_ldm() -> DigitsLDM:
             steps=400,
             batch_size=32,
             loss="l2",
-            kl_weight=1e-3,
+            kl_weight=1e-2,
             reduction="mean",
             optim=Optim(lr=3e-3, schedule="linear", warmup=20, weight_decay=1e-3),
         ),

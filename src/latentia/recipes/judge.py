@@ -19,14 +19,14 @@ from latentia.training.phase import Optim, Phase
 from latentia.training.settings import Settings
 
 
-def judge_phase(classifier: ConvClassifier, data: Dataset, steps: int = 600, batch_size: int = 64) -> Phase:
+def judge_phase(classifier: ConvClassifier, data: Dataset, steps: int = 400, batch_size: int = 64) -> Phase:
     """Cross entropy on `data` with AdamW and a cosine schedule."""
-    optim = Optim(lr=2e-3, weight_decay=0.05, schedule="cosine", warmup=min(50, steps))
+    optim = Optim(lr=3e-3, weight_decay=0.05, schedule="cosine", warmup=min(20, steps))
     return Phase("judge", ClassificationObjective(classifier), data, steps, batch_size, optim)
 
 
 def train_judge(
-    name: str, train_data: Dataset, test_data: Dataset, seed: int = 0, steps: int = 600, progress: bool = True
+    name: str, train_data: Dataset, test_data: Dataset, seed: int = 0, steps: int = 400, progress: bool = True
 ) -> tuple[ConvClassifier, Measurement]:
     """A classifier trained on `train_data`, in evaluation mode, and its accuracy on `test_data`.
 
