@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, PositiveInt
 
@@ -19,13 +19,15 @@ from latentia.recipes.recipe import Bench
 if TYPE_CHECKING:
     from latentia.training.phase import Phase, PhaseResult
 
+Count = Annotated[int, Field(ge=20, le=540, multiple_of=10)]
+
 
 class Demo(DigitsLDM):
     """`digits-ldm` beside a plain autoencoder of the same size, and a judge of all three."""
 
     judge_steps: PositiveInt = Field(400, description="optimizer steps of the judge, a small classifier")
-    pictures: PositiveInt = Field(540, description="pictures made by each model and judged")
-    chain_pictures: PositiveInt = Field(50, description="pictures made by the 1000-step chain")
+    pictures: Count = Field(540, description="pictures made by each model and judged; ten classes share them")
+    chain_pictures: Count = Field(50, description="pictures made by the 1000-step chain")
 
     def phases(self, bench: Bench) -> list[tuple[str, Callable[[], Phase]]]:
         """The judge and the plain autoencoder, then those of `digits-ldm`."""

@@ -125,8 +125,10 @@ def references(story: Story) -> None:
     """What real images score, what copies of training images score, and what noise scores."""
     n, seed = story.recipe.pictures, story.recipe.seed
     story.references["real, never trained on"] = story.judge(story.test, story.test_labels)
-    rows = torch.randint(len(story.train), (n,), generator=sample_generators(derive_seed("copies", seed), [0])[0])
     labels = digits("train", story.recipe.image_size).tensors["label"]
+    generator = sample_generators(derive_seed("copies", seed), [0])[0]
+    members = [torch.nonzero(labels == c).flatten() for c in range(10)]
+    rows = torch.cat([m[torch.randint(len(m), (n // 10,), generator=generator)] for m in members])
     story.references["copies of training images"] = story.judge(story.train[rows], labels[rows])
     story.ceiling = story.judge.ceiling(n)
 
