@@ -64,7 +64,7 @@ def test_floor_is_below_ceiling():
     real, labels = images(100)
     judge = Judge(Brightness(), real, labels)
     floor, ceiling = judge.floor(40), judge.ceiling(40)
-    assert (floor.name, ceiling.name) == ("frechet_brightness_floor", "frechet_brightness_ceiling")
+    assert (floor.name, ceiling.name) == ("frechet_brightness_floor_balanced", "frechet_brightness_ceiling")
     assert floor.value < 0.05 < 0.1 < ceiling.value
     assert judge.floor(40, balanced=False).value > floor.value
     assert judge.floor(40, disjoint=True).value > floor.value

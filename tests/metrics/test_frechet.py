@@ -82,7 +82,7 @@ def test_floor_is_small_repeatable_and_balanced():
     labels = torch.arange(10).repeat(40)
     features = normal(400, 4) + 5 * torch.nn.functional.one_hot(labels % 4, 4)
     floor = real_floor("frechet_x", features, 100, labels, draws=4, seed=3)
-    assert floor.name == "frechet_x_floor"
+    assert floor.name == "frechet_x_floor_balanced"
     assert (floor.n_generated, floor.n_real, floor.seed) == (100, 400, 3)
     assert 0 < floor.value < 0.2
     assert floor.details["draws"] == 4

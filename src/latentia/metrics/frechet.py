@@ -164,10 +164,10 @@ def real_floor(
 ) -> Measurement:
     """The floor: what `n` random real samples score against all of them, mean over `draws`.
 
-    With `labels` (N,) each draw is balanced over the classes; without, chance moves the class shares too,
-    which doubles the floor of the digits. The drawn samples are part of what they are compared with, which
+    With `labels` (N,) each draw is balanced over the classes, `<name>_floor_balanced`; without, chance moves the
+    class shares too, which doubles the floor of the digits. The drawn samples are part of what they are compared with, which
     flatters them: n fresh samples of the true distribution would score about (1/n + 1/N) / (1/n − 1/N) times this.
-    With `disjoint` each draw is compared with the other samples instead, as `<name>_floor_disjoint`.
+    With `disjoint` each draw is compared with the other samples instead, `<name>_floor_disjoint`.
     `details` hold the standard deviation over the draws. Never zero, because n is finite.
     """
     total = len(features)
@@ -187,7 +187,7 @@ def real_floor(
     spread = torch.tensor(values, dtype=torch.float64)
     std = float(spread.std()) if draws > 1 else 0.0
     details = {"draws": draws, "std": std, "dim": features.shape[1], "eps": eps, "balanced": labels is not None}
-    label = f"{name}_floor_disjoint" if disjoint else f"{name}_floor"
+    label = name + "_floor" + ("_balanced" if labels is not None else "") + ("_disjoint" if disjoint else "")
     return Measurement(label, float(spread.mean()), n, total - n * disjoint, seed, details)
 
 

@@ -22,7 +22,7 @@ def digits_ldm() -> DigitsLDM:
         image_size=32,
         image_channels=1,
         num_classes=10,
-        steps=1500,
+        steps=1600,
         batch_size=64,
         vae=TrainedKL(
             channels=(16, 32, 48),
@@ -41,8 +41,8 @@ def digits_ldm() -> DigitsLDM:
         center=True,
         objective=Target(label_dropout=0.1, times="logit_normal"),
         noise=Noise(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"),
-        optim=Optim(lr=2e-3, schedule="linear", final_lr=0.2, warmup=50, betas=(0.9, 0.99), weight_decay=0.01),
-        ema=Average(decay=0.999),
+        optim=Optim(lr=3e-3, schedule="linear", final_lr=0.2, warmup=50, betas=(0.9, 0.99), weight_decay=0.1),
+        ema=Average(decay=0.999, warmup=True, power=0.75),
         channels_last=True,
         save_every=500,
     )

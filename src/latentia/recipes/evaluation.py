@@ -94,9 +94,10 @@ def _judged(
     real, real_labels = everything(all_data)
     judge = Judge(classifier, real, real_labels, everything(train_data)[0], test_images, seed=rulers.seed)
     report = judge(pictures, None if labels is None else torch.tensor(labels))
-    floor, ceiling = judge.floor(min(request.count, len(real))), judge.ceiling(request.count)
+    n = min(request.count, len(real))
+    limits = [judge.floor(n, balanced=False), judge.floor(n), judge.ceiling(request.count)]
     numbers = [_seeded(each, request.seed) for each in report.values()]
-    return [replace(own, name=f"{own.name}_on_real_test_images"), *numbers, floor, ceiling]
+    return [replace(own, name=f"{own.name}_on_real_test_images"), *numbers, *limits]
 
 
 def _seeded(measurement: Measurement, seed: int) -> Measurement:
