@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from latentia.core.arguments import check_counts
 from latentia.core.config import register_to_config
 from latentia.core.model import ModelMixin
 from latentia.errors import InputError
@@ -40,6 +41,7 @@ class ConvClassifier(ModelMixin):
         dropout: float = 0.2,
     ) -> None:
         super().__init__()
+        check_counts(self.config, ("num_classes", "in_channels", "feature_dim", "channels", "pool"))
         if num_classes < 2 or not channels:
             raise InputError(f"need at least 2 classes and one convolution, got {num_classes} and {tuple(channels)}")
         self.name = name

@@ -165,9 +165,10 @@ def real_floor(
     """The floor: what `n` random real samples score against all of them, mean over `draws`.
 
     With `labels` (N,) each draw is balanced over the classes, `<name>_floor_balanced`; without, chance moves the
-    class shares too, which doubles the floor of the digits. The drawn samples are part of what they are compared with, which
-    flatters them: n fresh samples of the true distribution would score about (1/n + 1/N) / (1/n − 1/N) times this.
-    With `disjoint` each draw is compared with the other samples instead, `<name>_floor_disjoint`.
+    class shares too, which doubles the floor of the digits. The drawn samples are part of what they are compared
+    with, which flatters them: n fresh samples of the true distribution would score about
+    (1/n + 1/N) / (1/n − 1/N) times this. With `disjoint` each draw is compared with the other samples instead,
+    `<name>_floor_disjoint`.
     `details` hold the standard deviation over the draws. Never zero, because n is finite.
     """
     total = len(features)

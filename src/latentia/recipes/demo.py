@@ -27,7 +27,8 @@ class Demo(DigitsLDM):
 
     judge_steps: PositiveInt = Field(400, description="optimizer steps of the judge, a small classifier")
     pictures: Count = Field(540, description="pictures made by each model and judged; ten classes share them")
-    chain_pictures: Count = Field(50, description="pictures made by the 1000-step chain")
+    chain_pictures: Count = Field(50, description="pictures made by the ancestral chain, which is slow")
+    chain_steps: Annotated[int, Field(ge=1, le=1000)] = Field(1000, description="steps of the ancestral chain (DDPM)")
 
     def phases(self, bench: Bench) -> list[tuple[str, Callable[[], Phase]]]:
         """The judge and the plain autoencoder, then those of `digits-ldm`."""

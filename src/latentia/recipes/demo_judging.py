@@ -73,18 +73,15 @@ class Story:
     strip: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     phases: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def add(self, row: Row) -> None:
-        """Keep a row, and the floors of its n: 540 random real images against all, and balanced ones."""
-        self.rows.append(row)
-        if row.n not in self.floors:
-            self.floors[row.n] = (
-                self.judge.floor(row.n, balanced=False, draws=50),
-                self.judge.floor(row.n, balanced=True, draws=50),
-            )
+    def floor(self, n: int) -> tuple[Measurement, Measurement]:
+        """What n real images score against all: drawn at random, and with equally many of each class."""
+        if n not in self.floors:
+            self.floors[n] = self.judge.floor(n, balanced=False, draws=50), self.judge.floor(n, balanced=True, draws=50)
+        return self.floors[n]
 
     def times_floor(self, numbers: Numbers, n: int, balanced: bool = False) -> float:
         """Fréchet distance over the floor of the same n."""
-        return numbers[self.judge.name].value / self.floors[n][balanced].value
+        return numbers[self.judge.name].value / self.floor(n)[balanced].value
 
     def best(self) -> Row:
         """The row that the demo promises: DPM-Solver++-10, averaged weights, no guidance."""
@@ -149,20 +146,22 @@ def make_pictures(story: Story, bench: Bench, pipe: LatentDiffusionPipeline, raw
     """Every row of the table, with one progress bar over all of them."""
     from rich.progress import Progress
 
-    n, few = story.recipe.pictures, story.recipe.chain_pictures
+    n, few, chain = story.recipe.pictures, story.recipe.chain_pictures, story.recipe.chain_steps
     plan = [
         ("DDIM 20", "ddim", 20, n, (1.0, 2.0), ("EMA", "raw")),
         ("DPM-Solver++ 10", "dpm++", 10, n, (1.0, 2.0), ("EMA", "raw")),
-        ("DDPM 1000", "ddpm", 1000, few, (1.0, 2.0), ("EMA", "raw")),
+        (f"DDPM {chain}", "ddpm", chain, few, (1.0, 2.0), ("EMA", "raw")),
     ]
     jobs = [(name, short, k, m, g, w) for name, short, k, m, scales, ws in plan for g in scales for w in ws]
     with Progress(transient=False) as bar:
         task = bar.add_task("pictures", total=sum(k * m * g for _, _, k, m, g, _ in jobs))
         for label, part in (("autoencoder", "autoencoder"), ("KL-VAE", "codec")):
-            story.add(decode_noise(story, label, bench.module(part)))
+            story.rows.append(decode_noise(story, label, bench.module(part)))
         for name, short, steps, count, scale, weights in jobs:
             bar.update(task, description=f"{name}, {weights}, guidance {scale:g}")
-            story.add(sample_row(story, pipe if weights == "EMA" else raw, name, short, steps, count, scale, weights))
+            story.rows.append(
+                sample_row(story, pipe if weights == "EMA" else raw, name, short, steps, count, scale, weights)
+            )
             bar.advance(task, steps * count * scale)
 
 
@@ -246,6 +245,7 @@ def as_json(story: Story) -> dict[str, Any]:
         return made_by | judged | {"numbers": numbers(each.numbers)}
 
     assert story.ceiling is not None
+    rows = [row(each) for each in story.rows]  # first: this also measures the floors
     return {
         "recipe": story.recipe.model_dump(mode="json"),
         "seed": story.recipe.seed,
@@ -255,5 +255,5 @@ def as_json(story: Story) -> dict[str, Any]:
         "ceiling": story.ceiling.to_dict(),
         "references": {name: numbers(found) for name, found in story.references.items()},
         "reconstructions": {name: numbers(found) for name, (_, found) in story.reconstructions.items()},
-        "rows": [row(each) for each in story.rows],
+        "rows": rows,
     }

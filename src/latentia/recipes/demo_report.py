@@ -83,10 +83,8 @@ def write_report(story: Story, out: Path) -> None:
     page.pictures([(tile(torch.cat([best.x[:20], neighbours(story, best.x[:20])]), 20), "nearest in pixel distance")])
     judged(page, story, best)
     page.section("How training went")
-    for phase, parts in PARTS.items():
-        page.curves(
-            {f"{phase}: {part}": points for part, points in curves(out, phase, parts).items()}, "step", "", True
-        )
+    losses = [(phase, curves(out, phase, parts)) for phase, parts in PARTS.items()]
+    page.charts([{f"{phase}: {k}": v for k, v in found.items()} for phase, found in losses], "step", "", log=True)
     page.table(
         ["phase", "parameters", "steps", "samples seen", "seconds"],
         [
@@ -112,7 +110,7 @@ def lead(story: Story, best: Row) -> str:
 def judged(page: Report, story: Story, best: Row) -> None:
     """The table and how to read it."""
     n = story.recipe.pictures
-    random, balanced = story.floors[n]
+    random, balanced = story.floor(n)
     assert story.ceiling is not None
     page.section(
         "Judged",
@@ -136,7 +134,7 @@ def judged(page: Report, story: Story, best: Row) -> None:
 
 def ratios(story: Story, value: float, n: int) -> list[str]:
     """A Fréchet distance over both floors of its n."""
-    random, balanced = story.floors[n]
+    random, balanced = story.floor(n)
     return [f"{value / random.value:.3g}", f"{value / balanced.value:.3g}"]
 
 

@@ -26,7 +26,7 @@ STYLE = """
 :root { color-scheme: light dark; --ink: #1c1d22; --soft: #686b76; --line: #dfe1e8; --paper: #fdfdfc; --best: #e7f3ea; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8e8ea; --soft: #9c9faa; --line: #35373f; --paper: #17181c; --best: #1f3527; } }
-body { margin: 0 auto; max-width: 72rem; padding: 3rem 1.5rem 5rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; max-width: 76rem; padding: 3rem 1.5rem 5rem; background: var(--paper); color: var(--ink);
   font: 16px/1.6 system-ui, sans-serif; }
 h1 { font-size: 2.1rem; line-height: 1.2; margin: 0 0 .4rem; } h2 { margin: 3rem 0 .4rem; font-size: 1.35rem; }
 p { max-width: 46rem; margin: .4rem 0 1rem; } .lead { font-size: 1.12rem; color: var(--soft); }
@@ -34,9 +34,10 @@ p { max-width: 46rem; margin: .4rem 0 1rem; } .lead { font-size: 1.12rem; color:
 figure { margin: 0; } figcaption { color: var(--soft); font-size: .88rem; max-width: 30rem; margin-top: .3rem; }
 img { image-rendering: pixelated; max-width: 100%; border-radius: 6px; display: block; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; margin: 1rem 0; }
-th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; margin: 1rem 0; }
+th, td { padding: .35rem .55rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom; }
 tr.best td { background: var(--best); font-weight: 600; } tr.rule td { border-top: 2px solid var(--soft); }
 svg text { fill: var(--soft); font: 12px system-ui, sans-serif; } svg .axis { stroke: var(--line); }
 """
@@ -64,9 +65,10 @@ class Report:
         figures = "".join(_figure(picture, caption) for picture, caption in captioned)
         self._parts.append(f'<div class="row">{figures}</div>')
 
-    def curves(self, series: Mapping[str, Sequence[Point]], x: str, y: str, log: bool = False) -> None:
-        """Lines in one chart with named axes; `log` for a logarithmic y axis (positive values only)."""
-        self._parts.append(f'<div class="row"><figure>{line_chart(series, x, y, log)}</figure></div>')
+    def charts(self, charts: Sequence[Mapping[str, Sequence[Point]]], x: str, y: str, log: bool = False) -> None:
+        """Line charts side by side, each of named lines; `log` for a logarithmic y axis (positive values only)."""
+        figures = "".join(f"<figure>{line_chart(series, x, y, log)}</figure>" for series in charts)
+        self._parts.append(f'<div class="row">{figures}</div>')
 
     def table(
         self,
@@ -109,7 +111,7 @@ def _figure(picture: Image.Image, caption: str) -> str:
 
 
 def line_chart(
-    series: Mapping[str, Sequence[Point]], x: str, y: str, log: bool = False, width: int = 640, height: int = 280
+    series: Mapping[str, Sequence[Point]], x: str, y: str, log: bool = False, width: int = 540, height: int = 260
 ) -> str:
     """An inline SVG of named lines, each [(x, y), …]; what cannot be drawn (NaN; y ≤ 0 in `log`) is left out."""
     drawn = {
