@@ -11,7 +11,7 @@ from collections.abc import Callable
 import diffusers
 import torch
 
-from latentia import AutoencoderKL, UNet2DModel
+from latentia import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 
 SMALL_UNET = {
     "in_channels": 4,
@@ -33,6 +33,20 @@ DDPM_UNET = {  # the layout of DDPM CIFAR-10 at half its width
     "flip_sin_to_cos": False,
     "freq_shift": 1,
     "norm_eps": 1e-6,
+}
+TINY_TEXT_UNET = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "cross_attention_dim": 16,
+    "attention_head_dim": 2,
+}
+SD_UNET = {  # the layout of Stable Diffusion 1 at a fifth of its width
+    "block_out_channels": (64, 128, 256, 256),
+    "cross_attention_dim": 160,
+    "attention_head_dim": 4,
 }
 SMALL_VAE = {
     "block_out_channels": (32, 64),
@@ -71,6 +85,18 @@ def unet_pair(config: dict, batch: int, size: int) -> tuple[Callable[[], object]
     return *calls, float((calls[0]() - calls[1]()).abs().max())
 
 
+def text_unet_pair(config: dict, batch: int, size: int) -> tuple[Callable[[], object], Callable[[], object], float]:
+    """Both forwards on one text of 77 tokens, and the largest difference of their outputs."""
+    torch.manual_seed(0)
+    ours = UNet2DConditionModel(**config).eval()
+    peer = diffusers.UNet2DConditionModel(**config).eval()
+    peer.load_state_dict(ours.state_dict())
+    x = torch.randn(batch, ours.config.in_channels, size, size)
+    text = torch.randn(batch, 77, ours.config.cross_attention_dim)
+    calls = (lambda: ours(x, 500, text).sample, lambda: peer(x, 500, text).sample)
+    return *calls, float((calls[0]() - calls[1]()).abs().max())
+
+
 def vae_pair(config: dict, batch: int, size: int) -> tuple[Callable[[], object], Callable[[], object], float]:
     """Both decoders on the same latents (side `size`), and the largest difference of their outputs."""
     torch.manual_seed(0)
@@ -90,6 +116,9 @@ def main(seconds: float = 4.0) -> None:
         *(("unet 32,64 at 16x16", unet_pair, SMALL_UNET, batch, 16) for batch in (1, 8)),
         *(("unet 64,128 at 8x8, classes", unet_pair, DIGITS_UNET, batch, 8) for batch in (1, 8)),
         *(("unet ddpm/2 at 32x32", unet_pair, DDPM_UNET, batch, 32) for batch in (1, 8)),
+        ("text unet 8,16 at 8x8", text_unet_pair, TINY_TEXT_UNET, 1, 8),
+        ("text unet sd2/5 at 16x16", text_unet_pair, {**SD_UNET, "use_linear_projection": True}, 1, 16),
+        *(("text unet sd1/5 at 32x32", text_unet_pair, SD_UNET, batch, 32) for batch in (1, 2)),
         *(("vae decode 32,64 to 32x32", vae_pair, SMALL_VAE, batch, 16) for batch in (1, 8)),
     ]
     print(

@@ -1,29 +1,15 @@
-"""The package's edges: public names, cheap import, version, and a README whose commands are true."""
+"""The package's edges: public names, cheap import, version."""
 
 import inspect
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import typer
 
 import latentia
-from latentia.cli.main import app
-from latentia.recipes import registry
-from latentia.recipes.overrides import override
-from latentia.recipes.samplers import SAMPLERS
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    shlex.split(line.partition("#")[0])
-    for block in re.findall(r"```console\n(.*?)```", README, re.S)
-    for line in block.splitlines()
-    if "latentia" in line
-]
 
 
 def test_public_names_are_sorted_and_listed():
@@ -54,20 +40,3 @@ def test_importing_the_package_imports_nothing_heavy():
 
 def test_changelog_tells_of_this_version():
     assert f"## {latentia.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_readme_commands_are_true(words):
-    """Every command of the README exists, with these options, this recipe, these keys and this scheduler."""
-    words = words[words.index("latentia") + 1 :]
-    command = typer.main.get_command(app).commands[words[0]]
-    command.make_context(words[0], words[1:])
-    if words[0] == "train":
-        override(registry.recipe(words[1]), [word for word in words[2:] if "=" in word])
-    if "--scheduler" in words:
-        assert words[words.index("--scheduler") + 1] in SAMPLERS
-
-
-def test_readme_pictures_and_links_exist():
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
-        assert link.startswith("http") or (ROOT / link).exists(), link

@@ -12,6 +12,7 @@ _HOME = {
     "Autoencoder": "codecs.autoencoder",
     "AutoencoderKL": "codecs.autoencoder_kl",
     "CancelToken": "pipelines.callbacks",
+    "ControlNetModel": "denoisers.controlnet",
     "ConvClassifier": "metrics.classifier",
     "DDIMPipeline": "pipelines.pixel",
     "DDIMScheduler": "schedulers.ddim",
@@ -34,7 +35,9 @@ _HOME = {
     "PipelineCallback": "pipelines.callbacks",
     "SchedulerMixin": "schedulers.scheduler",
     "Trajectory": "pipelines.callbacks",
+    "UNet2DConditionModel": "denoisers.unet_2d_condition",
     "UNet2DModel": "denoisers.unet_2d",
+    "VQModel": "codecs.vq_model",
     "sample_sharded": "pipelines.distributed",
 }
 

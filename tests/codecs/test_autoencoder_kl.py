@@ -182,6 +182,19 @@ def test_bad_arguments():
         AutoencoderKL(**TINY, latents_mean=(0.0, 0.0), latents_std=(1.0,))
     with pytest.raises(ConfigError, match="at least 1"):
         AutoencoderKL(**{**TINY, "latent_channels": 0})
+    with pytest.raises(ConfigError, match="sample_size must be an integer of at least 1, got None"):
+        AutoencoderKL(**{**TINY, "sample_size": None})
+    for name, bad in (("scaling_factor", 0.0), ("scaling_factor", None), ("shift_factor", "0")):
+        with pytest.raises(InputError, match=f"{name} must be a number"):
+            AutoencoderKL(**TINY, **{name: bad})
+    with pytest.raises(InputError, match=r"each of latents_std must be a number finite and above 0, got 0\.0"):
+        AutoencoderKL(**TINY, latents_mean=(0.0, 0.0), latents_std=(1.0, 0.0))
+
+
+@pytest.mark.parametrize("given", [{"tile_size": 8.0}, {"overlap": "a quarter"}, {"overlap": 1.0}], ids=str)
+def test_bad_tiles(model, given):
+    with pytest.raises(InputError, match=next(iter(given))):
+        model.enable_tiling(**given)
 
 
 def test_legacy_attention_names(model):

@@ -29,9 +29,19 @@ AUTOENCODER = {
     "down_block_types": ("DownEncoderBlock2D",) * 2,
     "up_block_types": ("UpDecoderBlock2D",) * 2,
 }
+TEXT_NETWORK = {
+    "block_out_channels": (8, 16),
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "cross_attention_dim": 12,
+    "attention_head_dim": 2,
+}
 SMALL: dict[str, dict] = {
     "Autoencoder": AUTOENCODER,
     "AutoencoderKL": AUTOENCODER,
+    "ControlNetModel": {**TEXT_NETWORK, "conditioning_embedding_out_channels": (4, 8)},
+    "UNet2DConditionModel": {**TEXT_NETWORK, "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")},
     "UNet2DModel": {
         "sample_size": 8,
         "block_out_channels": (8, 16),
@@ -40,6 +50,7 @@ SMALL: dict[str, dict] = {
         "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
         "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
     },
+    "VQModel": {**AUTOENCODER, "num_vq_embeddings": 5},
 }
 """Arguments that make a class small; a class that is not listed is built from its defaults."""
 

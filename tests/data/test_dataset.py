@@ -42,7 +42,7 @@ def test_select_is_a_dataset(ten):
     assert smaller.batch([1])["label"].item() == 5
 
 
-@pytest.mark.parametrize("bad", [[10], [-1], [0.5], [[0, 1]], [True]])
+@pytest.mark.parametrize("bad", [[10], [-1], [0.5], [[0, 1]], [True], "ab", None])
 def test_bad_indices_are_refused(ten, bad):
     with pytest.raises(InputError, match="indices must"):
         ten.batch(bad)

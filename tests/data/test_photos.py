@@ -71,6 +71,6 @@ def test_bad_input():
         photos("test", size=512)
     with pytest.raises(InputError, match="stride must"):
         photos("test", stride=0)
-    for scales in ((), (0.0,), (2.0,)):
+    for scales in ((), (0.0,), (2.0,), 1.0):
         with pytest.raises(InputError, match="scales must"):
             photos("test", scales=scales)

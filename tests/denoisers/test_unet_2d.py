@@ -196,9 +196,22 @@ def test_wrong_shapes(shape):
         UNet2DModel(**TINY)(torch.zeros(shape), 0)
 
 
-@pytest.mark.parametrize("t", [torch.zeros(3), torch.zeros(2, 1), [1, 2, 3]])
+@pytest.mark.parametrize(
+    "config", [{"dropout": 2}, {"dropout": "0"}, {"norm_eps": -1e-5}, {"mid_block_scale_factor": 0}], ids=str
+)
+def test_numbers_out_of_range(config):
+    with pytest.raises(InputError, match=f"{next(iter(config))} must be a number"):
+        UNet2DModel(**{**TINY, **config})
+
+
+def test_an_empty_batch_gives_an_empty_prediction():
+    model = UNet2DModel(**TINY)
+    assert model(torch.zeros(0, 2, 8, 8), 1).sample.shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize("t", [torch.zeros(3), torch.zeros(2, 1), [1, 2, 3], None, "noon"])
 def test_wrong_timesteps(t):
-    with pytest.raises(InputError, match="one for each of 2 samples"):
+    with pytest.raises(InputError, match=r"one for each of 2 samples|timestep must be a number"):
         UNet2DModel(**TINY)(torch.zeros(2, 2, 8, 8), t)
 
 
@@ -223,6 +236,8 @@ def test_wrong_labels():
         model(x, 0, torch.tensor(0))
     with pytest.raises(InputError, match=r"torch.float32: expected int64"):
         model(x, 0, torch.zeros(2))
+    with pytest.raises(InputError, match="must be a tensor, got"):
+        model(x, 0, [0, 1])
     with pytest.raises(InputError, match="without classes"):
         UNet2DModel(**TINY)(x, 0, torch.tensor([0, 1]))
 
@@ -253,6 +268,13 @@ def test_unknown_names(config, message):
         ({"block_out_channels": (), "down_block_types": (), "up_block_types": ()}, "equally long, got 0"),
         ({"block_out_channels": (8, 18)}, "18 channels do not divide"),
         ({"layers_per_block": 0}, "at least 1, got 0"),
+        ({"layers_per_block": 1.5}, "layers_per_block must be an integer of at least 1, got 1.5"),
+        ({"in_channels": "3"}, "in_channels must be an integer of at least 1, got '3'"),
+        ({"out_channels": -1}, "out_channels .* got -1"),
+        ({"block_out_channels": (8.0, 16.0)}, "block_out_channels .* got 8.0"),
+        ({"num_class_embeds": 0}, "num_class_embeds .* got 0"),
+        ({"sample_size": (32, 0)}, "sample_size .* got 0"),
+        ({"downsample_padding": 2}, "downsample_padding must be 0 or 1, got 2"),
         ({"time_embedding_type": "learned"}, "needs num_train_timesteps"),
         ({"attention_head_dim": 32}, "attention_head_dim 32 does not fit 16 channels"),
         ({"atention_head_dim": 8}, "did you mean 'attention_head_dim'"),

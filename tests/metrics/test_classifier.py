@@ -30,6 +30,9 @@ def test_bad_input():
         ConvClassifier()(torch.zeros(2, 3, 8, 8))
     with pytest.raises(InputError, match="at least 2 classes"):
         ConvClassifier(num_classes=1)
+    for bad in ({"num_classes": 2.5}, {"feature_dim": 0}, {"pool": 0}, {"channels": (16, 0)}):
+        with pytest.raises(ConfigError, match=f"{next(iter(bad))} must be an integer of at least 1"):
+            ConvClassifier(**bad)
     with pytest.raises(InputError, match="one convolution"):
         ConvClassifier(channels=())
     with pytest.raises(ConfigError, match="did you mean 'num_classes'"):

@@ -3,7 +3,14 @@ import torch
 
 from latentia.errors import InputError
 from latentia.metrics.classifier import ConvClassifier
-from latentia.metrics.evaluate import Classifier, Judge, class_accuracy, evaluate_features, evaluate_reconstruction
+from latentia.metrics.evaluate import (
+    Classifier,
+    Judge,
+    class_accuracy,
+    evaluate_features,
+    evaluate_reconstruction,
+    predict,
+)
 
 
 class Brightness:
@@ -101,3 +108,14 @@ def test_evaluate_features_names_its_ruler():
     g = torch.Generator().manual_seed(0)
     found = evaluate_features("x", torch.randn(30, 3, generator=g), torch.randn(20, 3, generator=g))
     assert list(found) == ["frechet_x", "kid_x", "precision_x", "recall_x"]
+
+
+def test_predictions_restore_the_mode_even_when_they_fail():
+    judge = ConvClassifier().train()
+    with pytest.raises(InputError, match="judges x of"):
+        predict(judge, torch.zeros(2, 3, 8, 8))
+    assert all(part.training for part in judge.modules())
+    with pytest.raises(InputError, match="batch_size must be an integer of at least 1, got 0"):
+        predict(judge, torch.zeros(2, 1, 8, 8), 0)
+    with pytest.raises(InputError, match="no images to classify with 'digits'"):
+        predict(judge, torch.zeros(0, 1, 8, 8))

@@ -62,3 +62,18 @@ def test_the_network_says_where_it_runs():
     assert device_of(PixelFeatures()).type == "cpu"
     assert device_of(nn.Conv2d(1, 1, 1, device="meta")).type == "meta"
     assert device_of(ModuleFeatures("m", nn.Conv2d(1, 1, 1, device="meta"))).type == "meta"
+
+
+def test_frozen_parts_stay_frozen():
+    network = ConvClassifier().train()
+    network.trunk.eval()
+    extract(network, torch.zeros(2, 1, 8, 8))
+    assert network.training
+    assert network.head.training
+    assert not any(part.training for part in network.trunk.modules())
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5])
+def test_bad_batch_sizes(size):
+    with pytest.raises(InputError, match=f"batch_size must be an integer of at least 1, got {size}"):
+        extract(PixelFeatures(), torch.zeros(2, 1, 8, 8), size)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from latentia.errors import InputError
+from latentia.errors import InputError, NonFiniteError
 from latentia.metrics.kid import kernel_distance, mmd2
 from latentia.metrics.neighbours import nearest, nearest_training
 from latentia.metrics.precision_recall import manifold_radii, precision_recall
@@ -112,3 +112,12 @@ def test_bad_input():
         mmd2(normal(1, 2), normal(3, 2))
     with pytest.raises(InputError, match="subset ≥ 2"):
         kernel_distance("x", normal(3, 2), normal(3, 2), subset=1)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_have_no_distances(bad):
+    good, broken = torch.randn(8, 2), torch.full((8, 2), bad)
+    for measure in (precision_recall, nearest_training, kernel_distance):
+        for pair in ((good, broken), (broken, good)):
+            with pytest.raises(NonFiniteError, match="NaN or infinity"):
+                measure("dots", *pair)

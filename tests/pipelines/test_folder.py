@@ -235,3 +235,25 @@ def test_hub_id_downloads_only_what_is_named(saved, tmp_path, monkeypatch):
     index = layout.read_index(saved)
     assert not layout._has_part(saved, index, "unet", None)
     assert layout._has_part(saved, index, "scheduler", None)
+
+
+def test_options_of_the_peers_loader(saved, tmp_path):
+    pipe = DiffusionPipeline.from_pretrained(saved, use_safetensors=True, low_cpu_mem_usage=True, dtype=torch.float16)
+    assert pipe.dtype == torch.float16
+    with pytest.raises(InputError, match="two names of one option"):
+        DiffusionPipeline.from_pretrained(saved, dtype=torch.float16, torch_dtype=torch.float32)
+    with pytest.raises(InputError, match="pickles are not read"):
+        DiffusionPipeline.from_pretrained(saved, use_safetensors=False)
+    with pytest.raises(InputError, match="no option 'device_map'"):
+        DiffusionPipeline.from_pretrained(saved, device_map="auto")
+    with pytest.raises(InputError, match="nothing is pickled"):
+        pipe.save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    assert not (tmp_path / "pickled").exists()
+    assert (pipe.save_pretrained(tmp_path / "safe", safe_serialization=True) / "model_index.json").is_file()
+
+
+def test_only_classes_of_the_kind_are_suggested(saved):
+    rewrite(saved, unet=["diffusers", "EMAModle"])
+    with pytest.raises(ArtifactError, match="unknown component class 'EMAModle'") as refused:
+        DiffusionPipeline.from_pretrained(saved)
+    assert "EMAModel'" not in str(refused.value)

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from latentia import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, EulerAncestralDiscreteScheduler
+from latentia.core.evaluating import evaluating
 from latentia.core.rng import sample_generators
 from latentia.errors import InputError, NonFiniteError
-from latentia.pipelines.evaluation import evaluating
 from latentia.pipelines.latent import LatentDiffusionPipeline, LDMPipeline
 
 # Output ------------------------------------------------------------------------------------------------------
@@ -233,13 +233,15 @@ BAD = [
     ({"return_dict": 1}, "return_dict must be True or False"),
     ({"generator": 3}, "For a number pass seed"),
     ({"generator": [torch.Generator()] * 2, "batch_size": 3}, "generator is for 2 pictures but batch_size is for 3"),
-    ({"generator": []}, "got 0"),
+    ({"generator": []}, "generator is for 0 pictures"),
     ({"seed": -1}, "seed must be an integer of at least 0"),
     ({"seed": 1.0}, "seed must be an integer"),
     ({"seed": 1, "generator": torch.Generator()}, "either seed or generator"),
     ({"sample_indices": [3]}, "pass seed"),
     ({"seed": 0, "sample_indices": [3], "batch_size": 2}, "batch_size is for 2"),
     ({"seed": 0, "sample_indices": [-3]}, "sample index"),
+    ({"seed": 0, "sample_indices": 3}, "sample_indices must be a list with one entry per picture, got 3"),
+    ({"seed": 0, "sample_indices": []}, "sample_indices is for 0 pictures"),
     ({"latents": torch.zeros(1, 2, 16, 16)}, r"\(1, 2, 16, 16\), expected \(1, 2, 8, 8\)"),
     ({"latents": torch.zeros(3, 2, 8, 8), "batch_size": 2}, "latents is for 3 pictures but batch_size is for 2"),
     ({"latents": torch.zeros(1, 2, 8, 8).long()}, "floating tensor"),
@@ -259,6 +261,10 @@ BAD = [
     ({"class_labels": [0, 1], "batch_size": 3}, "class_labels is for 2"),
     ({"callback_on_step_end": lambda: None}, "four positional arguments"),
     ({"callback_on_step_end": 5}, "must be a function"),
+    (
+        {"callback_on_step_end": lambda *_: None, "callback_on_step_end_tensor_inputs": None},
+        "must be a list of names, got None",
+    ),
 ]
 
 
@@ -301,6 +307,11 @@ def test_names_that_do_not_fit_the_network(make_unet, names, words):
         DDIMPipeline(make_unet(num_class_embeds=4), DDIMScheduler(), id2label=names)
     with pytest.raises(InputError, match="no classes"):
         DDIMPipeline(make_unet(), DDIMScheduler(), id2label=names)
+
+
+def test_names_must_be_a_mapping(make_unet):
+    with pytest.raises(InputError, match="id2label must map class indices to names"):
+        DDIMPipeline(make_unet(num_class_embeds=4), DDIMScheduler(), id2label=["a", "b", "c"])
 
 
 def test_eta_for_a_scheduler_that_has_none(ddim):

@@ -7,6 +7,7 @@ import torch
 
 import latentia
 from latentia import DDIMScheduler, DDPMScheduler, DiffusionPipeline, ModelMixin, SchedulerMixin
+from latentia.errors import InputError
 from latentia.pipelines.folder import LATENTIA_ONLY
 from latentia.pipelines.latent import LDMPipeline
 
@@ -70,6 +71,45 @@ def test_ldm_both_ways(make_unet, make_vae, tmp_path):
     back = quiet(DiffusionPipeline.from_pretrained(tmp_path / "theirs"))
     assert type(back) is LDMPipeline
     assert np.abs(draw(back) - want).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"scaling_factor": 1.0}, {"scaling_factor": 0.4}, {"latent_channels": 3, "vq_embed_dim": 2, "legacy_beta": True}],
+)
+def test_ldm_with_a_vector_quantised_codec_both_ways(make_unet, tmp_path, given):
+    """Continuous latents are sampled, and quantised when decoded."""
+    torch.manual_seed(1)
+    vqvae = latentia.VQModel(
+        **{
+            "block_out_channels": (4, 8),
+            "down_block_types": ("DownEncoderBlock2D",) * 2,
+            "up_block_types": ("UpDecoderBlock2D",) * 2,
+            "norm_num_groups": 4,
+            "latent_channels": 2,
+            "num_vq_embeddings": 64,
+            **given,
+        }
+    ).eval()
+    torch.nn.init.normal_(vqvae.quantize.embedding.weight)
+    ours = quiet(LDMPipeline(vqvae, make_unet(2), DDIMScheduler(clip_sample=False)))
+    theirs = theirs_of(ours, tmp_path / "ours")
+    assert type(theirs).__name__ == "LDMPipeline"
+    assert type(theirs.vqvae) is diffusers.VQModel
+    want = draw(theirs)
+    assert np.abs(draw(ours) - want).max() < 1e-4
+    z = ours(2, torch.Generator().manual_seed(3), num_inference_steps=STEPS, output_type="latent").images
+    assert len(vqvae.quantize.assign(z / vqvae.config.scaling_factor).unique()) > 10
+    theirs.save_pretrained(tmp_path / "theirs")
+    back = quiet(DiffusionPipeline.from_pretrained(tmp_path / "theirs"))
+    assert (type(back), type(back.codec)) == (LDMPipeline, latentia.VQModel)
+    assert np.abs(draw(back) - want).max() < 1e-4
+
+
+def test_a_codec_with_codes_of_another_width_is_refused(make_unet):
+    vqvae = latentia.VQModel(latent_channels=2, vq_embed_dim=4, norm_num_groups=4, block_out_channels=(4,))
+    with pytest.raises(InputError, match="vqvae makes latents of 4 channels but unet takes 2"):
+        LDMPipeline(vqvae, make_unet(2), DDIMScheduler())
 
 
 def test_our_own_arguments_do_not_stop_diffusers(make_unet, tmp_path):

@@ -3,6 +3,7 @@ import torch
 from PIL import Image
 
 from latentia.codecs.autoencoder_kl import AutoencoderKL
+from latentia.codecs.vq_model import VQModel
 from latentia.denoisers.unet_2d import UNet2DModel
 from latentia.errors import ArtifactError, InputError
 from latentia.recipes.sources import MirroredDataset, codec_like, load_codec, open_data, resolve_device
@@ -69,6 +70,13 @@ def test_codecs_are_found_in_models_pipelines_and_runs(ldm_run):
         codec = load_codec(folder)
         assert type(codec) is AutoencoderKL
         assert codec_like(folder).config == codec.config
+
+
+def test_vector_quantised_codecs_are_found(tmp_path):
+    VQModel(norm_num_groups=4, block_out_channels=(4,), num_vq_embeddings=3).save_pretrained(tmp_path / "vqvae")
+    codec = load_codec(tmp_path)
+    assert type(codec) is VQModel
+    assert codec_like(tmp_path).config == codec.config
 
 
 def test_other_models_are_no_codecs(tmp_path):

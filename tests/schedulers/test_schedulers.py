@@ -73,8 +73,22 @@ def test_noise_is_given_once():
         ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "use_beta_sigmas": True}, "karras, beta"),
         ("FlowMatchEulerDiscreteScheduler", {"use_karras_sigmas": True, "rho": 4.0}, "rho must be"),
         ("FlowMatchEulerDiscreteScheduler", {"rho": -1.0}, "rho must be"),
-        ("FlowMatchEulerDiscreteScheduler", {"shift": 0.0}, "shift must be positive"),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 0.0}, "shift must be a number finite and above 0"),
+        ("FlowMatchEulerDiscreteScheduler", {"num_train_timesteps": 0}, "num_train_timesteps must be an integer"),
         ("DDPMScheduler", {"trained_betas": [0.1, 0.2]}, "num_train_timesteps=2"),
+        ("DDPMScheduler", {"trained_betas": "linear"}, "trained_betas must be a list of numbers"),
+        (
+            "DDPMScheduler",
+            {"num_train_timesteps": 2.5},
+            "num_train_timesteps must be an integer of at least 1, got 2.5",
+        ),
+        ("DDPMScheduler", {"num_train_timesteps": "1000"}, "got '1000'"),
+        ("DDPMScheduler", {"beta_start": "0.1"}, "beta_start must be a number"),
+        ("DDPMScheduler", {"steps_offset": -5}, "steps_offset must be an integer of at least 0, got -5"),
+        ("DDPMScheduler", {"clip_sample_range": -1.0}, "clip_sample_range must be a number finite and above 0"),
+        ("DDPMScheduler", {"thresholding": True, "dynamic_thresholding_ratio": 2}, "between 0 and 1, got 2"),
+        ("DDPMScheduler", {"thresholding": True, "sample_max_value": 0.5}, "sample_max_value must be"),
+        ("DPMSolverMultistepScheduler", {"flow_shift": -1.0}, "flow_shift must be"),
     ],
 )
 def test_refused_at_construction(name, config, match):
@@ -120,6 +134,22 @@ def test_refused_by_set_timesteps(name, config, given, match):
     scheduler = getattr(latentia, name)(**config)
     with pytest.raises(InputError, match=match):
         scheduler.set_timesteps(**given)
+
+
+def test_a_flow_shift_of_none_is_no_shift():
+    runs = []
+    for shift in (None, 1.0):
+        scheduler = latentia.DPMSolverMultistepScheduler(
+            flow_shift=shift, use_flow_sigmas=True, prediction_type="flow_prediction"
+        )
+        scheduler.set_timesteps(5)
+        runs.append(scheduler.sigmas)
+    assert torch.equal(*runs)
+
+
+def test_a_later_shift_is_checked_too():
+    with pytest.raises(InputError, match="shift must be a number finite and above 0"):
+        latentia.FlowMatchEulerDiscreteScheduler().set_shift(-1.0)
 
 
 def test_learned_variance_needs_twice_the_channels():

@@ -3,6 +3,7 @@ import torch
 
 from latentia.codecs.autoencoder import Autoencoder
 from latentia.codecs.autoencoder_kl import AutoencoderKL
+from latentia.codecs.vq_model import VQModel
 from latentia.data.dataset import TensorDataset
 from latentia.errors import InputError
 from latentia.training.latents import cache_latents, measure_scale
@@ -73,6 +74,18 @@ def test_a_plain_autoencoder_leaves_x(data):
     assert cached.tensors.keys() == {"x", "label"}
     with torch.no_grad():
         assert torch.allclose(cached.tensors["x"], codec.to_latents(data.tensors["x"]), atol=1e-6)
+
+
+def test_a_vector_quantised_codec_leaves_continuous_latents(data):
+    torch.manual_seed(0)
+    codec = VQModel(**SMALL, num_vq_embeddings=3).eval()
+    codec.set_scale(*measure_scale(codec, data))
+    cached = cache_latents(codec, data, batch_size=16)
+    assert cached.tensors.keys() == {"x", "label"}
+    with torch.no_grad():
+        assert torch.allclose(cached.tensors["x"], codec.to_latents(data.tensors["x"]), atol=1e-6)
+    assert len(cached.tensors["x"].unique()) > 900  # of 960 numbers; quantised there would be 6
+    assert cached.tensors["x"].std(correction=0).item() == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize("center", [False, True])

@@ -99,6 +99,24 @@ def test_two_processes_train_what_one_does(lab, tmp_path, fsdp, accumulate):
         assert a["samples"] == b["samples"]
 
 
+class Convolve(Plain):
+    """`Plain` on 2×2 pictures of one channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.net.blocks = nn.ModuleList([nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1)])
+
+    def forward(self, batch, turn="main", step=0):
+        return super().forward({"x": batch["x"].view(-1, 1, 2, 2)})
+
+
+def test_fsdp_takes_channels_last(lab, tmp_path):
+    phases = [("conv", lambda: Phase("conv", Convolve(), lab.rows(), 4, 8))]
+    one = lab.weights(lab.train(phases, tmp_path / "one", lab.quiet()))
+    for two in train_two(lab, tmp_path, phases, lab.quiet(fsdp=True, channels_last=True)):
+        assert all(torch.allclose(two[name], one[name], atol=1e-5) for name in one)
+
+
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_two_processes_resume_exactly(lab, tmp_path, fsdp):
     def die(step, total):

@@ -3,8 +3,9 @@ import shutil
 import pytest
 import torch
 
+from latentia.data.dataset import TensorDataset
 from latentia.errors import TrainingError
-from latentia.training.phase import EMA, Optim
+from latentia.training.phase import EMA, Optim, Phase
 
 
 @pytest.fixture
@@ -61,6 +62,24 @@ def test_optimizer_state_is_restored_exactly(lab, tmp_path):
     assert float(a.files["optimizer"]["main.net.first.weight.step"]) == 20
     assert a.state["ema"] == b.state["ema"]
     assert a.state["ema"]["optimization_step"] == 20
+
+
+def test_channels_last_weights_resume_exactly(lab, tmp_path):
+    """Fused Adam reads weights and moments in memory order, so the moments must come back in the weights' layout."""
+    pictures = TensorDataset({"x": torch.linspace(-1, 1, 10 * 3 * 16).view(10, 3, 4, 4)})
+
+    def phase(poison=None):
+        net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(8, 3, 3))
+        net.append(torch.nn.ZeroPad2d(1))
+        return Phase("conv", lab.Denoise(net, poison), pictures, 8, 4, Optim(lr=1e-2), ema=EMA(0.9))
+
+    settings = lab.quiet(channels_last=True, save_every=3, log_every=1)
+    whole = lab.train([("conv", phase)], tmp_path / "a", settings)
+    with pytest.raises(Stop):
+        lab.train([("conv", lambda: phase(stop_at(5)))], tmp_path / "b", settings)
+    resumed = lab.train([("conv", phase)], tmp_path / "b", settings, resume=True)
+    lab.assert_same(lab.weights(resumed), lab.weights(whole))
+    assert lab.lines(tmp_path / "b") == lab.lines(tmp_path / "a")
 
 
 def test_resuming_a_finished_run_changes_nothing(lab, tmp_path, whole):
@@ -136,8 +155,6 @@ def test_a_phase_that_others_are_built_on_may_not_grow(lab, tmp_path):
 
 
 def test_another_network_is_refused(lab, tmp_path):
-    from latentia.training.phase import Phase
-
     def build():
         net = torch.nn.Sequential(torch.nn.Linear(4, 4))
         return Phase("denoise", lab.Denoise(net), lab.rows(), 4, 8, Optim(lr=1e-2, warmup=3), ema=EMA(0.99))

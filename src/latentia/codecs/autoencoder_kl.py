@@ -40,7 +40,8 @@ class AutoencoderKL(SpatialCodec):
         use_quant_conv, use_post_quant_conv: 1×1 convolutions around the latent space.
         mid_block_add_attention: attention at the lowest resolution.
 
-    Raises `UnknownChoiceError` for an unknown name, `ConfigError` for lengths and widths that do not fit.
+    Raises `UnknownChoiceError` for an unknown name, `ConfigError` for lengths and widths that do not fit,
+    `InputError` for a scale or standard deviation that is not positive.
     """
 
     @register_to_config

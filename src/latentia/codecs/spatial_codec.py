@@ -1,4 +1,4 @@
-"""What `Autoencoder` and `AutoencoderKL` share: two halves, slicing, tiling, and the scale of the latents."""
+"""What the convolutional codecs share: two halves, slicing, tiling, and the scale of the latents."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +11,7 @@ from torch import nn
 
 from latentia.codecs.encoder_decoder import Decoder, Encoder
 from latentia.codecs.tiling import map_tiles
+from latentia.core.arguments import check_counts, check_number
 from latentia.core.config import FrozenConfig
 from latentia.core.model import ModelMixin
 from latentia.core.outputs import Output
@@ -40,13 +41,22 @@ class SpatialCodec(GradientCheckpointing, ModelMixin):
         logvar 2)."""
         c = self.config
         self._check_config()
-        style = ResnetStyle(groups=c.norm_num_groups, act=c.act_fn, eps=1e-6)
-        shape = (c.block_out_channels, c.layers_per_block, style, c.mid_block_add_attention)
         latent = moments * c.latent_channels
-        self.encoder = Encoder(c.in_channels, latent, c.down_block_types, *shape)
-        self.decoder = Decoder(c.latent_channels, c.out_channels, c.up_block_types, *shape)
+        self.encoder, self.decoder = self._halves(latent)
         self.quant_conv = nn.Conv2d(latent, latent, 1) if c.use_quant_conv else None
         self.post_quant_conv = nn.Conv2d(c.latent_channels, c.latent_channels, 1) if c.use_post_quant_conv else None
+        self._set_switches()
+
+    def _halves(self, encoded: int) -> tuple[Encoder, Decoder]:
+        """Encoder (`encoded` channels leave it) and decoder of the recorded config."""
+        c = self.config
+        style = ResnetStyle(groups=c.norm_num_groups, act=c.act_fn, eps=1e-6)
+        shape = (c.block_out_channels, c.layers_per_block, style, c.mid_block_add_attention)
+        encoder = Encoder(c.in_channels, encoded, c.down_block_types, *shape)
+        return encoder, Decoder(c.latent_channels, c.out_channels, c.up_block_types, *shape)
+
+    def _set_switches(self) -> None:
+        c = self.config
         self.factor: int = 2 ** (len(c.block_out_channels) - 1)
         self.use_slicing = False
         self.use_tiling = False
@@ -56,16 +66,19 @@ class SpatialCodec(GradientCheckpointing, ModelMixin):
 
     def _check_config(self) -> None:
         c = self.config
-        if c.layers_per_block < 1 or c.latent_channels < 1:
-            raise ConfigError(
-                f"layers_per_block and latent_channels must be at least 1, got {c.layers_per_block} and "
-                f"{c.latent_channels}"
-            )
+        sizes = ("block_out_channels", "layers_per_block", "norm_num_groups", "sample_size")
+        check_counts(c, ("in_channels", "out_channels", "latent_channels", *sizes))
+        check_number("scaling_factor", c.scaling_factor, low=0, open_low=True)
+        if "shift_factor" not in c:
+            return  # this class knows a scale alone
+        check_number("shift_factor", c.shift_factor or 0.0)
         if (c.latents_mean is None) != (c.latents_std is None):
             raise ConfigError("latents_mean and latents_std belong together: give both or neither")
         for name in ("latents_mean", "latents_std"):
             if c[name] is not None and len(c[name]) != c.latent_channels:
                 raise ConfigError(f"{name} has {len(c[name])} values for latent_channels={c.latent_channels}")
+        for std in c.latents_std or ():
+            check_number("each of latents_std", std, low=0, open_low=True)
 
     # Memory switches
 
@@ -88,11 +101,11 @@ class SpatialCodec(GradientCheckpointing, ModelMixin):
         The result is not that of one pass: normalisation and attention see one tile at a time.
         """
         if tile_size is not None:
-            if tile_size < self.factor or tile_size % self.factor:
+            if not isinstance(tile_size, int) or tile_size < self.factor or tile_size % self.factor:
                 raise InputError(f"tile_size {tile_size} must be a positive multiple of {self.factor}")
             self.tile_latent_min_size = tile_size // self.factor
         if overlap is not None:
-            if not 0 <= overlap < 1:
+            if check_number("overlap", overlap, 0, 1) == 1:
                 raise InputError(f"overlap {overlap} must be in [0, 1)")
             self.tile_overlap_factor = overlap
         self.use_tiling = True
@@ -146,8 +159,13 @@ class SpatialCodec(GradientCheckpointing, ModelMixin):
         sample = self._decode(z)
         return DecoderOutput(sample) if return_dict else (sample,)
 
+    @property
+    def z_channels(self) -> int:
+        """Channels c of z."""
+        return self.decoder.conv_in.in_channels
+
     def _check_latents(self, z: torch.Tensor) -> None:
-        channels = self.decoder.conv_in.in_channels
+        channels = self.z_channels
         if z.ndim != 4 or z.shape[1] != channels:
             raise InputError(f"z has shape {tuple(z.shape)}: expected (batch, {channels}, height, width)")
 
@@ -178,8 +196,8 @@ class SpatialCodec(GradientCheckpointing, ModelMixin):
     def _shift_and_scale(self, z: torch.Tensor) -> tuple[Any, Any]:
         """Numbers, or (c, 1, 1) tensors when the config has statistics of each channel."""
         c = self.config
-        if c.latents_mean is None:
-            return c.shift_factor or 0.0, c.scaling_factor
+        if c.get("latents_mean") is None:
+            return c.get("shift_factor") or 0.0, c.scaling_factor
         mean, std = (z.new_tensor(values).view(-1, 1, 1) for values in (c.latents_mean, c.latents_std))
         return mean, c.scaling_factor / std
 
@@ -188,14 +206,15 @@ class SpatialCodec(GradientCheckpointing, ModelMixin):
 
         Per-channel statistics of the config, if any, are dropped. Raises `InputError` unless 0 < scale < ∞.
         """
-        if not 0 < scale < float("inf") or not abs(shift) < float("inf"):
-            raise InputError(f"shift {shift} and scale {scale} must be finite, scale positive")
+        check_number("shift", shift)
+        check_number("scale", scale, low=0, open_low=True)
         new = {
             "shift_factor": float(shift) or None,
             "scaling_factor": float(scale),
             "latents_mean": None,
             "latents_std": None,
         }
+        new = {name: value for name, value in new.items() if name in self.config}
         object.__setattr__(
             self, "_config", FrozenConfig({**self.config, **new}, self.config.defaulted - frozenset(new))
         )
@@ -208,7 +227,7 @@ class SpatialCodec(GradientCheckpointing, ModelMixin):
                 f"shape {tuple(shape)} does not fit: expected ({channels}, height, width) "
                 f"with height and width divisible by {factor}"
             )
-        return (self.decoder.conv_in.in_channels, shape[1] // factor, shape[2] // factor)
+        return (self.z_channels, shape[1] // factor, shape[2] // factor)
 
     def bits_per_element(self) -> float:
         """16: a latent is worth storing in half precision."""

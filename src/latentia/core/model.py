@@ -92,10 +92,7 @@ class ModelMixin(nn.Module, ConfigMixin):
         Raises `ArtifactError` when the disk refuses (the old files then stand as before) or when the new config would
         not fit another variant's weights; `InputError` for weights that are not this model's.
         """
-        if not safe_serialization:
-            raise InputError(
-                "nothing is pickled: leave safe_serialization at True; safetensors files are read everywhere"
-            )
+        check_safe(safe_serialization)
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise ArtifactError(f"{folder} is a file: give a folder to save into")
@@ -162,8 +159,8 @@ class ModelMixin(nn.Module, ConfigMixin):
         folder. Raises `ArtifactError` for files that are missing, broken, unsafe, another class's, or do not fit
         (naming every key); `ConfigError` for unknown overrides.
         """
-        _check_options(config_overrides)
-        dtype = _one_dtype(dtype, torch_dtype)
+        check_options(config_overrides)
+        dtype = one_dtype(dtype, torch_dtype)
         stem = cls.weights_stem
         folder = resolve_folder(
             name_or_path,
@@ -205,7 +202,14 @@ class ModelMixin(nn.Module, ConfigMixin):
         return found
 
 
-def _check_options(given: dict[str, Any]) -> None:
+def check_safe(safe_serialization: bool) -> None:
+    """Raise `InputError` for a caller who asks for a pickle."""
+    if not safe_serialization:
+        raise InputError("nothing is pickled: leave safe_serialization at True; safetensors files are read everywhere")
+
+
+def check_options(given: dict[str, Any]) -> None:
+    """Drop from `given` Diffusers' loading options that ask for nothing; `InputError` for those that cannot be had."""
     for name in sorted(given):
         if name in _NOT_OURS:
             raise InputError(f"from_pretrained has no option {name!r}: {_NOT_OURS[name]}")
@@ -213,7 +217,8 @@ def _check_options(given: dict[str, Any]) -> None:
             raise InputError("use_safetensors=False is refused: pickles are not read; convert them to safetensors once")
 
 
-def _one_dtype(dtype: Any, torch_dtype: Any) -> torch.dtype | None:
+def one_dtype(dtype: Any, torch_dtype: Any) -> torch.dtype | None:
+    """The floating dtype asked for under either name; `InputError` for two different ones, or another kind."""
     if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
         raise InputError(f"dtype={dtype} and torch_dtype={torch_dtype} are two names of one option: pass one")
     chosen = dtype if dtype is not None else torch_dtype

@@ -56,7 +56,10 @@ class TensorDataset:
 
 def check_indices(indices: Sequence[int] | torch.Tensor, length: int) -> torch.Tensor:
     """Sample indices as a 1-D int64 tensor; raises `InputError` unless each lies in [0, length)."""
-    rows = torch.as_tensor(indices)
+    try:
+        rows = torch.as_tensor(indices)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"indices must be a flat sequence of integers, got {indices!r}") from None
     if rows.numel() == 0:
         rows = rows.long()
     if rows.ndim != 1 or rows.is_floating_point() or rows.dtype == torch.bool:

@@ -90,7 +90,9 @@ def photos(
     check_choice("split", split, SPLITS)
     size, channels = check_size(size), check_channels(channels)
     stride = size if stride is None else check_size(stride, "stride")
-    if not scales or not all(0 < scale <= 1 for scale in scales):
+    if not isinstance(scales, Sequence) or not scales:
+        raise InputError(f"scales must be a list such as (1.0, 0.5), got {scales!r}")
+    if not all(0 < scale <= 1 for scale in scales):
         raise InputError(f"scales must lie in (0, 1], got {tuple(scales)}: photographs are never enlarged")
     names = (*PHOTOS["train"], *PHOTOS["test"]) if split == "all" else PHOTOS[split]
     return PhotoTiles({name: photograph(name) for name in names}, size, stride, scales, channels)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from latentia.core.arguments import check_counts, check_number
 from latentia.core.config import register_to_config
 from latentia.core.model import ModelMixin
 from latentia.core.outputs import Output
@@ -70,7 +71,8 @@ class UNet2DModel(GradientCheckpointing, ModelMixin):
         zero_init: start residual branches and the output at zero, so that the first prediction is 0
             (Ho et al.'s initialisation; Latentia's own argument, for training from scratch).
 
-    Raises `UnknownChoiceError` for an unknown name, `ConfigError` for lengths and widths that do not fit.
+    Raises `UnknownChoiceError` for an unknown name, `ConfigError` for lengths and widths that do not fit,
+    `InputError` for other numbers out of range.
     """
 
     extensions = frozenset({"zero_init"})
@@ -139,8 +141,16 @@ class UNet2DModel(GradientCheckpointing, ModelMixin):
                 f"block_out_channels, down_block_types and up_block_types must be equally long, got "
                 f"{stages}, {len(c.down_block_types)} and {len(c.up_block_types)} entries"
             )
-        if c.layers_per_block < 1:
-            raise ConfigError(f"layers_per_block must be at least 1, got {c.layers_per_block}")
+        check_counts(
+            c,
+            ("in_channels", "out_channels", "block_out_channels", "layers_per_block", "norm_num_groups"),
+            ("attention_head_dim", "attn_norm_num_groups", "time_embedding_dim", "num_class_embeds", "sample_size"),
+        )
+        check_number("dropout", c.dropout, 0, 1)
+        check_number("norm_eps", c.norm_eps, 0)
+        check_number("mid_block_scale_factor", c.mid_block_scale_factor, 0, open_low=True)
+        if c.downsample_padding not in (0, 1):
+            raise ConfigError(f"downsample_padding must be 0 or 1, got {c.downsample_padding!r}")
         check_choice("time_embedding_type", c.time_embedding_type, TIME_EMBEDDINGS)
         if c.mid_block_type is not None:
             check_choice("mid_block_type", c.mid_block_type, ("UNetMidBlock2D",))
@@ -269,7 +279,7 @@ class UNet2DModel(GradientCheckpointing, ModelMixin):
 
     def _time(self, timestep: torch.Tensor | float | int, sample: torch.Tensor) -> torch.Tensor:
         """One time for the whole batch (1,) or one a sample (B,), on the sample's device."""
-        t = timestep if isinstance(timestep, torch.Tensor) else torch.tensor(timestep)
+        t = timestep if isinstance(timestep, torch.Tensor) else _as_tensor(timestep)
         t = t.reshape(1) if t.ndim == 0 else t
         if t.ndim != 1 or t.shape[0] not in (1, sample.shape[0]):
             raise InputError(
@@ -301,6 +311,8 @@ class UNet2DModel(GradientCheckpointing, ModelMixin):
                 "this model is class-conditional: give class_labels (B,)"
                 + (f" in [0, {count}), {count - 1} for the null class if it was trained with one" if count else "")
             )
+        if not isinstance(labels, torch.Tensor):
+            raise InputError(f"class_labels must be a tensor, got {labels!r}: torch.tensor(...) makes one")
         if labels.ndim != (2 if kind == "identity" else 1) or labels.shape[0] != batch:
             raise InputError(f"class_labels have shape {tuple(labels.shape)}: expected one for each of {batch} samples")
         if kind == "timestep":
@@ -311,6 +323,13 @@ class UNet2DModel(GradientCheckpointing, ModelMixin):
             return _look_up(self.class_embedding, labels, "class_labels")
         embedded: torch.Tensor = self.class_embedding(labels)
         return embedded
+
+
+def _as_tensor(timestep: float | int) -> torch.Tensor:
+    try:
+        return torch.tensor(timestep)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"timestep must be a number or a tensor of numbers, got {timestep!r}") from None
 
 
 def _look_up(table: nn.Module, indices: torch.Tensor, name: str) -> torch.Tensor:

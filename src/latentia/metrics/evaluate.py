@@ -4,6 +4,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from latentia.core.arguments import check_count
+from latentia.core.evaluating import evaluating
 from latentia.core.protocols import FeatureNetwork
 from latentia.errors import InputError
 from latentia.metrics.features import Images, PixelFeatures, batch_of, device_of, extract
@@ -64,16 +66,14 @@ def class_accuracy(classifier: Classifier, images: Images, labels: torch.Tensor,
 
 @torch.no_grad()
 def predict(classifier: Classifier, images: Images, batch_size: int = 256) -> torch.Tensor:
-    """The classifier's choice for each image, in evaluation mode: int64 (N,)."""
-    was_training = isinstance(classifier, torch.nn.Module) and classifier.training
-    if isinstance(classifier, torch.nn.Module):
-        classifier.eval()
+    """The classifier's choice for each image, in evaluation mode: int64 (N,). Raises `InputError` for no images."""
+    if not len(images):
+        raise InputError(f"no images to classify with {classifier.name!r}")
+    check_count("batch_size", batch_size)
     rows = [range(i, min(i + batch_size, len(images))) for i in range(0, len(images), batch_size)]
     where = device_of(classifier)
-    found = torch.cat([classifier(batch_of(images, each).to(where)).argmax(1).cpu() for each in rows])
-    if isinstance(classifier, torch.nn.Module):
-        classifier.train(was_training)
-    return found
+    with evaluating([classifier]):
+        return torch.cat([classifier(batch_of(images, each).to(where)).argmax(1).cpu() for each in rows])
 
 
 class Judge:

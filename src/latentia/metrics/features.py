@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from latentia.core.arguments import check_count
+from latentia.core.evaluating import evaluating
 from latentia.core.protocols import Dataset, FeatureNetwork
 from latentia.errors import InputError, NonFiniteError
 
@@ -69,20 +71,15 @@ def extract(
     Raises `InputError` for no images or features of a wrong shape, `NonFiniteError` for NaN or infinite ones.
     """
     total = len(images)
+    check_count("batch_size", batch_size)
     where = device_of(network) if device is None else device
     if total == 0:
         raise InputError(f"no images to measure with {network.name!r}")
-    was_training = isinstance(network, nn.Module) and network.training
-    if isinstance(network, nn.Module):
-        network.eval()
-    try:
+    with evaluating([network]):
         rows = [
             network.features(batch_of(images, range(start, min(start + batch_size, total))).to(where)).float().cpu()
             for start in range(0, total, batch_size)
         ]
-    finally:
-        if isinstance(network, nn.Module):
-            network.train(was_training)
     features = torch.cat(rows)
     if features.ndim != 2 or len(features) != total:
         raise InputError(

@@ -3,7 +3,7 @@
 import torch
 
 from latentia.core.rng import derive_seed, sample_generators
-from latentia.errors import InputError
+from latentia.errors import InputError, NonFiniteError
 from latentia.metrics.measurement import Measurement
 
 
@@ -11,9 +11,12 @@ def mmd2(x: torch.Tensor, y: torch.Tensor) -> float:
     """Unbiased squared maximum mean discrepancy of x (N, D) and y (M, D), kernel (x·y/D + 1)³.
 
     Bińkowski et al. 2018, arXiv:1801.01401, eq. 4. Can be slightly negative.
+    Raises `InputError` for shapes that do not fit, `NonFiniteError` for NaN or infinity.
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         raise InputError(f"needs features (N ≥ 2, D) and (M ≥ 2, D), got {tuple(x.shape)} and {tuple(y.shape)}")
+    if not bool(x.isfinite().all() and y.isfinite().all()):
+        raise NonFiniteError("features hold NaN or infinity: look at the images they were computed from")
     x, y = x.double(), y.double()
     n, m, dim = len(x), len(y), x.shape[1]
     k_xx, k_yy, k_xy = ((a @ b.T / dim + 1).pow(3) for a, b in ((x, x), (y, y), (x, y)))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from latentia.errors import InputError
+from latentia.errors import InputError, NonFiniteError
 from latentia.metrics.measurement import Measurement
 
 CHUNK = 1024
@@ -16,13 +16,15 @@ def distance_chunks(
     """Euclidean distances of `chunk` queries (N, D) at a time to every reference (M, D): (first row, (≤chunk, M)).
 
     In float64, where the fast matrix form |a|² + |b|² − 2ab is exact enough for near-copies.
-    Raises `InputError` when a set is empty or the dimensions differ.
+    Raises `InputError` when a set is empty or the dimensions differ, `NonFiniteError` for NaN or infinity.
     """
     if queries.ndim != 2 or reference.ndim != 2 or queries.shape[1] != reference.shape[1]:
         raise InputError(f"distances need (N, D) and (M, D), got {tuple(queries.shape)} and {tuple(reference.shape)}")
     if not len(queries) or not len(reference):
         raise InputError(f"distances need samples on both sides, got {len(queries)} and {len(reference)}")
     a, b = queries.to("cpu", torch.float64), reference.to("cpu", torch.float64)
+    if not bool(a.isfinite().all() and b.isfinite().all()):
+        raise NonFiniteError("features hold NaN or infinity: look at the images they were computed from")
     for start in range(0, len(a), chunk):
         yield start, torch.cdist(a[start : start + chunk], b, compute_mode="use_mm_for_euclid_dist")
 

@@ -37,7 +37,7 @@ def get_activation(name: str, owned: bool = False) -> Activation:
 
     Raises `UnknownChoiceError` for an unknown name.
     """
-    function = ACTIVATIONS.get(name.lower())
+    function = ACTIVATIONS.get(str(name).lower())
     if function is None:
         raise unknown_choice("activation", name, ACTIVATIONS)
     return silu_ if owned and function is silu else function

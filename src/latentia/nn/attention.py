@@ -36,7 +36,7 @@ class SelfAttention(nn.Module):
         head_dim = channels if head_dim is None else head_dim
         if not 1 <= head_dim <= channels:
             raise ConfigError(f"attention_head_dim {head_dim} does not fit {channels} channels: give 1 to {channels}")
-        self.heads = channels // head_dim
+        self.heads, self.head_dim = channels // head_dim, head_dim
         self.output_scale = output_scale
         inner = self.heads * head_dim
         self.group_norm = group_norm(groups, channels, eps) if groups is not None else None
@@ -51,7 +51,7 @@ class SelfAttention(nn.Module):
         h = x if self.group_norm is None else self.group_norm(x)
         # One copy to (B, N, C), N = H·W, so that the three projections below read rows in order.
         h = h.flatten(2).transpose(1, 2).contiguous()
-        split = (batch, height * width, self.heads, -1)
+        split = (batch, height * width, self.heads, self.head_dim)  # in full: a batch may be empty
         q = self.to_q(h).view(split).transpose(1, 2)  # (B, heads, N, d)
         k = self.to_k(h).view(split).transpose(1, 2)
         v = self.to_v(h).view(split).transpose(1, 2)

@@ -9,7 +9,7 @@ import inspect
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -181,8 +181,8 @@ class _LatentsCallback(PipelineCallback):
 def wanted_tensors(callback: Callback, asked: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     """Names to hand to the callback: its own `tensor_inputs`, else those asked for. Raises on unknown ones."""
     names = callback.tensor_inputs if isinstance(callback, DeclaresInputs) else asked
-    if isinstance(names, str):
-        raise InputError(f"callback_on_step_end_tensor_inputs must be a list of names, got the string {names!r}")
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise InputError(f"callback_on_step_end_tensor_inputs must be a list of names, got {names!r}")
     for name in names:
         check_choice("callback tensor", name, known)
     return tuple(names)

@@ -1,27 +1,14 @@
 """What a call is asked for, checked before any work is done."""
 
 from collections.abc import Mapping, Sequence
-from operator import index
 from typing import Any
 
 import numpy as np
 import torch
 
+from latentia.core.arguments import check_count
 from latentia.core.rng import Generators, sample_generators
 from latentia.errors import InputError, unknown_choice
-
-
-def check_count(name: str, value: object, least: int = 1) -> int:
-    """`value` as a plain integer of at least `least`. Raises `InputError` for 0, -1, 2.5, True, '3'."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        count = index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise InputError(f"{name} must be an integer of at least {least}, got {value!r}") from None
-    if count < least:
-        raise InputError(f"{name} must be an integer of at least {least}, got {value!r}")
-    return count
 
 
 def check_flag(name: str, value: object) -> bool:
@@ -45,7 +32,9 @@ def batch_of(batch_size: int | None, given: Mapping[str, int | None]) -> int:
     for name, length in lengths.items():
         if length != count:
             raise InputError(f"{name} is for {length} pictures but {first} is for {count}: give one entry per picture")
-    return check_count(first, count)
+    if count == 0:
+        raise InputError(f"{first} is for 0 pictures: give one entry per picture")
+    return count
 
 
 def check_generator(generator: object) -> Generators:
@@ -63,6 +52,15 @@ def check_generator(generator: object) -> Generators:
         f"generator must be None, a torch.Generator or a list of them, one per picture; got {generator!r}. "
         "For a number pass seed=..."
     )
+
+
+def listed_length(name: str, given: object) -> int | None:
+    """Entries of a list, tuple, range or tensor; None when nothing is given. Raises `InputError` for anything else."""
+    if given is None:
+        return None
+    if isinstance(given, str) or not isinstance(given, Sequence | torch.Tensor | np.ndarray):
+        raise InputError(f"{name} must be a list with one entry per picture, got {given!r}")
+    return len(given)
 
 
 def generators_of(

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from latentia.core.arguments import check_count
 from latentia.errors import InputError
-from latentia.pipelines.checks import check_count
 from latentia.pipelines.image_pipeline import ImagePipeline
 
 

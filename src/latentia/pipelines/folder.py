@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 
@@ -83,7 +83,11 @@ def _entry(path: Path, name: str, value: list[str | None]) -> tuple[str, str] | 
 
 
 def fetch_index(
-    name_or_path: str | os.PathLike[str], variant: str | None, revision: str | None, local_files_only: bool
+    name_or_path: str | os.PathLike[str],
+    variant: str | None,
+    revision: str | None,
+    local_files_only: bool,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> PipelineIndex:
     """The index of a folder or Hub id; from the Hub only the index, then only the files of the parts it names, come."""
 
@@ -94,6 +98,7 @@ def fetch_index(
             local_files_only=local_files_only,
             allow_patterns=patterns,
             complete=complete,
+            cache_dir=cache_dir,
         )
 
     folder = resolve([INDEX], lambda found: (found / INDEX).is_file())
@@ -126,14 +131,18 @@ def public_class(name: str, base: type[Base], kind: str, path: Path) -> type[Bas
     """The public Latentia class called `name`, a subclass of `base`. Raises `ArtifactError` with the nearest match."""
     public = importlib.import_module("latentia")
     found = getattr(public, name) if name in public.__all__ else None
-    if isinstance(found, type) and issubclass(found, base) and not inspect.isabstract(found):
+    if _is_kind(found, base):
         return found
-    match = nearest(name, public.__all__)
+    match = nearest(name, [known for known in public.__all__ if _is_kind(getattr(public, known), base)])
     hint = f"did you mean {match!r}? " if match else ""
     raise ArtifactError(f"{path}: unknown {kind} {name!r}: {hint}nothing else than Latentia's public classes is loaded")
 
 
-def load_component(index: PipelineIndex, name: str, torch_dtype: torch.dtype | None, variant: str | None) -> Any:
+def _is_kind(found: Any, base: type[Base]) -> TypeGuard[type[Base]]:
+    return isinstance(found, type) and issubclass(found, base) and not inspect.isabstract(found)
+
+
+def load_component(index: PipelineIndex, name: str, dtype: torch.dtype | None, variant: str | None) -> Any:
     """Build one component from its sub-folder; None where the index has `[null, null]`."""
     entry = index.components[name]
     if entry is None:
@@ -145,7 +154,7 @@ def load_component(index: PipelineIndex, name: str, torch_dtype: torch.dtype | N
         return FOREIGN[entry](folder)
     found = public_class(entry[1], ConfigMixin, "component class", index.folder / INDEX)
     if issubclass(found, ModelMixin):
-        return found.from_pretrained(folder, torch_dtype=torch_dtype, variant=variant)
+        return found.from_pretrained(folder, dtype=dtype, variant=variant)
     return found.from_config(found.load_config(folder))
 
 

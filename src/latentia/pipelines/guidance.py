@@ -7,10 +7,10 @@ Works on whatever the network predicts (ε, v, x₀, flow), because all are affi
 
 import math
 from collections.abc import Callable, Mapping
-from numbers import Real
 
 import torch
 
+from latentia.core.arguments import check_number
 from latentia.errors import InputError
 
 Model = Callable[..., torch.Tensor]
@@ -73,27 +73,19 @@ def is_active(t: float, num_train_timesteps: int, interval: tuple[float, float])
 
 def check_scale(scale: object) -> float:
     """A guidance scale: a finite number ≥ 0. Raises `InputError`."""
-    return _number("guidance_scale", scale, 0.0, math.inf, "1 (no guidance), or 1.5 to 8")
+    return check_number("guidance_scale", scale, 0.0, math.inf, "1 (no guidance), or 1.5 to 8")
 
 
 def check_rescale(rescale: object) -> float:
     """A guidance rescale φ in [0, 1]. Raises `InputError`."""
-    return _number("guidance_rescale", rescale, 0.0, 1.0, "0 (off), or about 0.7")
+    return check_number("guidance_rescale", rescale, 0.0, 1.0, "0 (off), or about 0.7")
 
 
 def check_interval(interval: object) -> tuple[float, float]:
     """(start, stop) with 0 ≤ start ≤ stop ≤ 1. Raises `InputError`."""
     if not isinstance(interval, tuple | list) or len(interval) != 2:
         raise InputError(f"guidance_interval must be a pair (start, stop) between 0 and 1, got {interval!r}")
-    start, stop = (_number("guidance_interval", end, 0.0, 1.0, "(0, 1), the whole way") for end in interval)
+    start, stop = (check_number("guidance_interval", end, 0.0, 1.0, "(0, 1), the whole way") for end in interval)
     if start > stop:
         raise InputError(f"guidance_interval {interval!r} starts after it stops: 0 is noise, 1 is data; swap the two")
     return start, stop
-
-
-def _number(name: str, value: object, low: float, high: float, advice: str) -> float:
-    number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
-    if not math.isfinite(number) or not low <= number <= high:
-        bound = f"between {low:g} and {high:g}" if math.isfinite(high) else f"finite and at least {low:g}"
-        raise InputError(f"{name} must be a number {bound}, got {value!r}; try {advice}")
-    return number

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
+from latentia.core.arguments import check_count
+from latentia.core.evaluating import evaluating
 from latentia.core.images import OUTPUT_TYPES, as_output
 from latentia.core.rng import Generators, randn
 from latentia.errors import InputError, NonFiniteError, check_choice
 from latentia.pipelines import checks, guidance
 from latentia.pipelines.call import PipelineCall
 from latentia.pipelines.callbacks import CancelToken, check_callback, check_cancel, wanted_tensors
-from latentia.pipelines.evaluation import evaluating
 from latentia.pipelines.loop import sample_loop
 from latentia.pipelines.outputs import ImagePipelineOutput, Images, join
 from latentia.pipelines.pipeline import DiffusionPipeline
@@ -32,6 +33,8 @@ class ImagePipeline(DiffusionPipeline):
     scheduler: Any
 
     def __init__(self, components: Mapping[str, Any], id2label: Mapping[int | str, str] | None = None) -> None:
+        if id2label is not None and not isinstance(id2label, Mapping):
+            raise InputError(f"id2label must map class indices to names, {{0: 'cat', 1: 'dog'}}, got {id2label!r}")
         names = None if id2label is None else {str(k): str(v) for k, v in id2label.items()}
         super().__init__(components, {"id2label": names})
         self._check_classes()
@@ -123,12 +126,12 @@ class ImagePipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         cancel: CancelToken | None = None,
     ) -> Request:
-        steps = checks.check_count("num_inference_steps", num_inference_steps)
+        steps = check_count("num_inference_steps", num_inference_steps)
         check_choice("output_type", output_type, (*OUTPUT_TYPES, "latent"))
         generator = checks.check_generator(generator)
         labels = self._label_indices(class_labels)
         lengths = {
-            "sample_indices": None if sample_indices is None else len(sample_indices),
+            "sample_indices": checks.listed_length("sample_indices", sample_indices),
             "generator": len(generator) if isinstance(generator, list | tuple) else None,
             "class_labels": len(labels) if labels is not None and len(labels) > 1 else None,
             "latents": len(latents) if isinstance(latents, torch.Tensor) and latents.ndim else None,
@@ -156,7 +159,7 @@ class ImagePipeline(DiffusionPipeline):
             latents=latents,
             step_options=checks.check_step_options(self.scheduler, step_options),
             guidance=guided,
-            max_batch=batch if max_batch is None else checks.check_count("max_batch", max_batch),
+            max_batch=batch if max_batch is None else check_count("max_batch", max_batch),
             callback=callback,
             wanted=wanted,
             cancel=check_cancel(cancel),

@@ -38,7 +38,8 @@ class LatentPipeline(ImagePipeline):
         codec, unet = parts[self.codec_name], parts["unet"]
         if codec is None or unet is None:
             return
-        latent, taken = codec.config.get("latent_channels"), unet.config.get("in_channels")
+        latent = codec.config.get("vq_embed_dim") or codec.config.get("latent_channels")
+        taken = unet.config.get("in_channels")
         if latent is not None and taken != latent:
             raise InputError(
                 f"{self.codec_name} makes latents of {latent} channels but unet takes {taken}: "

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from latentia.core.config import FrozenConfig
+from latentia.core.model import check_options, check_safe, one_dtype
 from latentia.core.protocols import Codec, Scheduler
 from latentia.core.rng import Generators
 from latentia.errors import ArtifactError, InputError, unknown_choice
@@ -136,13 +137,19 @@ class DiffusionPipeline(ABC):
     # Folder ----------------------------------------------------------------------------------------------
 
     def save_pretrained(
-        self, folder: str | os.PathLike[str], *, variant: str | None = None, max_shard_size: int | str = "10GB"
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        safe_serialization: bool = True,
     ) -> Path:
         """Write Diffusers' pipeline folder and return it.
 
         An old index is removed first and the new one written last: a folder that has one is whole, never a mixture.
-        Raises `ArtifactError` when the disk refuses.
+        Arguments as of `ModelMixin.save_pretrained`. Raises `ArtifactError` when the disk refuses.
         """
+        check_safe(safe_serialization)
         path = Path(folder)
         layout.remove_index(path)
         for name, component in self.components.items():
@@ -155,30 +162,36 @@ class DiffusionPipeline(ABC):
         cls,
         name_or_path: str | os.PathLike[str],
         *,
+        dtype: torch.dtype | None = None,
         torch_dtype: torch.dtype | None = None,
         variant: str | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
+        cache_dir: str | os.PathLike[str] | None = None,
         **overrides: Any,
     ) -> Any:
         """Load a pipeline from a folder or a Hub id.
 
         On `DiffusionPipeline` the class is the one that the folder names; on a subclass it is that subclass.
-        `overrides` are components and constructor values by name, used in place of the folder's.
+        `dtype` (Diffusers: `torch_dtype`), `variant`, `revision`, `local_files_only` and `cache_dir` are those of
+        `ModelMixin.from_pretrained`. `overrides` are components and constructor values by name, used in place of the
+        folder's.
         Raises `ArtifactError` for a missing, broken or hostile folder; no code from it is ever run.
         """
-        index = layout.fetch_index(name_or_path, variant, revision, local_files_only)
+        check_options(overrides)
+        dtype = one_dtype(dtype, torch_dtype)
+        index = layout.fetch_index(name_or_path, variant, revision, local_files_only, cache_dir)
         built = cls
         if cls is DiffusionPipeline:
             where = index.folder / layout.INDEX
             built = layout.public_class(index.class_name, DiffusionPipeline, "pipeline class", where)  # type: ignore[type-abstract]
-        return built._build(index, torch_dtype, variant, overrides)
+        return built._build(index, dtype, variant, overrides)
 
     @classmethod
     def _build(
         cls,
         index: layout.PipelineIndex,
-        torch_dtype: torch.dtype | None,
+        dtype: torch.dtype | None,
         variant: str | None,
         overrides: Mapping[str, Any],
     ) -> Self:
@@ -199,7 +212,5 @@ class DiffusionPipeline(ABC):
         arguments = {name: value for name, value in index.values.items() if name in cls.value_names}
         for name in cls.roles:
             if name not in overrides:
-                arguments[name] = (
-                    layout.load_component(index, name, torch_dtype, variant) if name not in missing else None
-                )
+                arguments[name] = layout.load_component(index, name, dtype, variant) if name not in missing else None
         return cls(**{**arguments, **overrides})

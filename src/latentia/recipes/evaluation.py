@@ -107,9 +107,10 @@ def _seeded(measurement: Measurement, seed: int) -> Measurement:
 def evaluate_codec(
     path: str | os.PathLike[str], data: str, split: str = "test", count: int | None = None, device: str = "auto"
 ) -> list[Measurement]:
-    """PSNR and SSIM of a codec's reconstructions (posterior mode) of `split` of `data`, the first `count` images.
+    """PSNR and SSIM of a codec's reconstructions of `split` of `data`, the first `count` images.
 
-    The size is the codec's `sample_size`.
+    A posterior is decoded from its mode, quantised latents from their nearest codes. The size is the codec's
+    `sample_size`.
     """
     codec = load_codec(path).to(resolve_device(device)).eval()
     size = codec.config.sample_size if isinstance(codec.config.sample_size, int) else codec.config.sample_size[0]
@@ -122,7 +123,7 @@ def evaluate_codec(
     with torch.no_grad():
         for start in range(0, n, 64):
             x = images.batch(range(start, min(start + 64, n)))["x"]
-            (y,) = codec(x.to(codec.device, codec.dtype), return_dict=False)
+            y = codec(x.to(codec.device, codec.dtype)).sample
             originals.append(x)
             rows.append(y.float().cpu())
     return list(evaluate_reconstruction(torch.cat(originals), torch.cat(rows)).values())

@@ -15,6 +15,7 @@ from latentia.metrics.evaluate import class_accuracy
 from latentia.metrics.measurement import Measurement
 from latentia.training.loop import train
 from latentia.training.objectives import ClassificationObjective
+from latentia.training.parallel import alone
 from latentia.training.phase import Optim, Phase
 from latentia.training.settings import Settings
 
@@ -30,7 +31,8 @@ def train_judge(
 ) -> tuple[ConvClassifier, Measurement]:
     """A classifier trained on `train_data`, in evaluation mode, and its accuracy on `test_data`.
 
-    `name` names the ruler: its Fréchet distance is `frechet_<name>`. Raises `InputError` without at least two classes.
+    `name` names the ruler: its Fréchet distance is `frechet_<name>`. A process trains its judge by itself, under
+    `torchrun` too, so that the ruler is the same on any number of them. Raises `InputError` without at least two classes.
     """
     images, labels = everything(train_data)
     num_classes = int(labels.max()) + 1
@@ -41,7 +43,7 @@ def train_judge(
         classifier = ConvClassifier(name=name, num_classes=num_classes, in_channels=images.shape[1])
     phase = judge_phase(classifier, TensorDataset({"x": images, "label": labels}), steps)
     settings = Settings(seed=seed, device="cpu", progress=progress, tensorboard=False)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, alone():
         train([("judge", lambda: phase)], Path(folder), settings)
     test_images, test_labels = everything(test_data)
     return classifier.eval(), class_accuracy(classifier, test_images, test_labels)

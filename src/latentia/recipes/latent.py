@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from latentia.recipes.parts import Average, Noise, Optim, Target, TrainedKL, UNet
 from latentia.recipes.recipe import Bench, Recipe, use_average
-from latentia.recipes.sources import PUBLISHED_SIZES, codec_like, load_codec, open_data
+from latentia.recipes.sources import PUBLISHED_SIZES, class_names, codec_like, load_codec, open_data
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,11 @@ class LatentDiffusion(Recipe):
     noise: Noise = Field(default=Noise(), description="the diffusion process")
     optim: Optim = Field(default=Optim(), description="optimizer of the UNet")
     ema: Average = Field(default=Average(), description="average of the UNet's weights")
+
+    @model_validator(mode="after")
+    def _labels_to_drop(self) -> Self:
+        self.objective.check_classes(self.num_classes)
+        return self
 
     def images(self, split: str = "train") -> Dataset:
         """The real images, as `{"x": (N, C, H, W) in [-1, 1]}` and `label` when there are classes."""
@@ -72,6 +77,7 @@ class LatentDiffusion(Recipe):
         from latentia.training.phase import Phase
 
         images = self.images()
+        bench.keep("id2label", class_names(images) if self.num_classes else None)
         codec = bench.keep("codec", self.first_stage(bench, images))
         channels, size = codec.latent_shape((self.image_channels, self.image_size, self.image_size))[:2]
         unet = bench.keep("unet", self.unet.build(size, channels, self.num_classes))
@@ -112,7 +118,8 @@ class LatentDiffusion(Recipe):
         from latentia.schedulers.ddim import DDIMScheduler
 
         sampler = DDIMScheduler.from_config(bench.parts["scheduler"].config, timestep_spacing="trailing")
-        return LatentDiffusionPipeline(vae=bench.module("codec"), unet=bench.module("unet"), scheduler=sampler)
+        codec, unet, names = bench.module("codec"), bench.module("unet"), bench.parts.get("id2label")
+        return LatentDiffusionPipeline(vae=codec, unet=unet, scheduler=sampler, id2label=names)
 
     def preview(self, bench: Bench) -> torch.Tensor:
         """Sixteen pictures (16, C, H, W) from the present weights, for the training log."""
@@ -157,8 +164,10 @@ class LatentDiffusion(Recipe):
         return [*([Work("vae", "codec", codec, images, *first)] if trained else []), encode, main]
 
     def num_images(self) -> int:
-        """How many images the data set has, for the dry run, which opens no data."""
-        return PUBLISHED_SIZES.get(self.data, 0)
+        """How many images there are, for the dry run: as published, or counted; 0 for what may have to be fetched."""
+        if self.data in PUBLISHED_SIZES or self.data.startswith("hf:"):
+            return PUBLISHED_SIZES.get(self.data, 0)
+        return len(self.images())
 
 
 def encode_only(codec: AnyCodec, x: torch.Tensor) -> torch.Tensor:

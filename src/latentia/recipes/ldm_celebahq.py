@@ -16,8 +16,9 @@ def ldm_celebahq() -> LDMCelebAHQ:
     Cost:    12 EFLOP: about 1.5 A100-days; the paper used one A100. No task for 2 CPU cores.
     Expect:  FID 5.11, precision 0.72, recall 0.49 (200 DDIM steps, η = 0, 50,000 samples).
 
-    `data` is a folder of the 30,000 images. `codec` is the folder of a trained first stage; the paper's is VQ-f4
-    (K = 8192, reconstruction FID 0.58). Without `codec` the KL-autoencoder f4 of LDM is trained first, on L1 and
+    `data` is a folder of the 30,000 images. `codec` is the folder of a trained first stage, `VQModel` or
+    `AutoencoderKL`; the paper's is VQ-f4 (K = 8192, reconstruction FID 0.58), whose latents are diffused unquantised
+    and as they are (scaling_factor 1). Without `codec` the KL-autoencoder f4 of LDM is trained first, on L1 and
     1e-6 KL alone: LDM adds LPIPS and a patch discriminator, and without these reconstructions are blurred.
 
     Source: configs/latent-diffusion/celebahq-ldm-vq-4.yaml of the authors (lr 2e-6 a sample) and table 1 of the paper;

@@ -33,8 +33,9 @@ def ldm4_imagenet() -> LDMImageNet:
     Cost:    176 EFLOP: about 22 A100-days, 9 of them encoding; the paper used one A100. No task for 2 CPU cores.
     Expect:  FID 10.56 and IS 103.5 (250 DDIM steps); with guidance 1.5 (LDM-4-G) FID 3.60 and IS 247.7; 50,000 samples.
 
-    `data` is a folder of 1000 class folders. `codec` is the folder of a trained first stage; the paper's is VQ-f4
-    (K = 8192, reconstruction FID 0.58). Without `codec` the KL-autoencoder f4 of LDM is trained first, on L1 and
+    `data` is a folder of 1000 class folders. `codec` is the folder of a trained first stage, `VQModel` or
+    `AutoencoderKL`; the paper's is VQ-f4 (K = 8192, reconstruction FID 0.58), whose latents are diffused unquantised
+    and as they are (scaling_factor 1). Without `codec` the KL-autoencoder f4 of LDM is trained first, on L1 and
     1e-6 KL alone: LDM adds LPIPS and a patch discriminator, and without these reconstructions are blurred.
 
     Deviation: the release tells the UNet its class by cross-attention (transformer blocks, 400 M parameters). Here the
@@ -70,9 +71,10 @@ def ldm8_imagenet() -> LDMImageNet:
     Cost:    95 EFLOP: about 12 A100-days, 6 of them encoding; the paper used one A100. No task for 2 CPU cores.
     Expect:  FID 17.41 and IS 72.9 (paper, 200 DDIM steps); 15.82 and 78.8 (the authors' README); 50,000 samples.
 
-    `data` is a folder of 1000 class folders. `codec` is the folder of a trained first stage; the paper's is VQ-f8
-    (K = 16384). Without `codec` the KL-autoencoder f8 of LDM is trained first, on L1 and 1e-6 KL alone: LDM adds
-    LPIPS and a patch discriminator, and without these reconstructions are blurred.
+    `data` is a folder of 1000 class folders. `codec` is the folder of a trained first stage, `VQModel` or
+    `AutoencoderKL`; the paper's is VQ-f8 (K = 16384), whose latents are diffused unquantised and as they are
+    (scaling_factor 1). Without `codec` the KL-autoencoder f8 of LDM is trained first, on L1 and 1e-6 KL alone: LDM
+    adds LPIPS and a patch discriminator, and without these reconstructions are blurred.
 
     Deviation: the release tells the UNet its class by cross-attention (transformer blocks, 395 M parameters). Here the
     class embedding is added to that of time (`UNet2DModel`, 259 M). Labels are dropped for guidance, which the paper

@@ -89,6 +89,14 @@ class Target(Value):
     times: Literal["uniform", "antithetic", "logit_normal"] = Field(default="uniform", description="draw of t")
     label_dropout: Fraction = Field(default=0.0, description="share of labels replaced by the null class, for guidance")
 
+    def check_classes(self, num_classes: int) -> None:
+        """Raise `ValueError` for label dropout without labels."""
+        if self.label_dropout and not num_classes:
+            raise ValueError(
+                f"objective.label_dropout={self.label_dropout} needs classes: set num_classes, or "
+                "objective.label_dropout=0"
+            )
+
     def build(self, denoiser: UNet2DModel, scheduler: DDPMScheduler) -> DiffusionObjective:
         """The objective that trains `denoiser`."""
         from latentia.training.objectives import DiffusionObjective

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from latentia.recipes.parts import Average, Noise, Optim, Target, UNet
 from latentia.recipes.recipe import Bench, Recipe, use_average
-from latentia.recipes.sources import open_data
+from latentia.recipes.sources import class_names, open_data
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,11 @@ class PixelDiffusion(Recipe):
     optim: Optim = Field(default=Optim(), description="optimizer")
     ema: Average = Field(default=Average(), description="average of the weights")
 
+    @model_validator(mode="after")
+    def _labels_to_drop(self) -> Self:
+        self.objective.check_classes(self.num_classes)
+        return self
+
     def images(self, split: str = "train") -> Dataset:
         """The real images, as `{"x": (N, C, H, W) in [-1, 1]}` and `label` when there are classes."""
         size, channels, flip = self.image_size, self.image_channels, self.flip and split == "train"
@@ -49,12 +54,14 @@ class PixelDiffusion(Recipe):
         """Train the denoiser on the images."""
         from latentia.training.phase import Phase
 
+        images = self.images()
+        bench.keep("id2label", class_names(images) if self.num_classes else None)
         unet = bench.keep("unet", self.unet.build(self.image_size, self.image_channels, self.num_classes))
         scheduler = bench.keep("scheduler", self.noise.build())
         return Phase(
             name="unet",
             objective=self.objective.build(unet, scheduler),
-            data=self.images(),
+            data=images,
             steps=self.steps,
             batch_size=self.batch_size,
             optim=self.optim.build(),
@@ -67,7 +74,8 @@ class PixelDiffusion(Recipe):
         """UNet and the scheduler it was trained with; the weights as they are now."""
         from latentia.pipelines.pixel import DDPMPipeline
 
-        return DDPMPipeline(unet=bench.module("unet"), scheduler=bench.parts["scheduler"])
+        unet, scheduler = bench.module("unet"), bench.parts["scheduler"]
+        return DDPMPipeline(unet=unet, scheduler=scheduler, id2label=bench.parts.get("id2label"))
 
     def preview(self, bench: Bench) -> torch.Tensor:
         """Sixteen pictures (16, C, H, W) by DDIM-20 from the present weights, for the training log."""

@@ -20,6 +20,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from latentia.recipes.sources import resolve_device
+from latentia.training.phase import micro_batch
+
 if TYPE_CHECKING:
     from latentia.recipes.recipe import Recipe
 
@@ -135,20 +138,26 @@ class Plan:
 
 def make_plan(recipe: Recipe, measure: bool = True) -> Plan:
     """Cost every piece of `recipe.work()`; see `Recipe.plan`."""
-    device = _device(recipe.device)
+    device = torch.device(resolve_device(recipe.device))
     with torch.random.fork_rng([]):
         speed = block_speed(device) if measure else None
         rows = tuple(cost(work, recipe.precision, device, speed) for work in recipe.work())
     threads = torch.get_num_threads()
     cpu = "1 CPU thread" if threads == 1 else f"{threads} CPU threads"
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    named = {"cpu": lambda: cpu, "cuda": lambda: torch.cuda.get_device_name(device)}
+    machine = named.get(device.type, lambda: device.type)()
     return Plan(recipe.name, rows, speed, machine, recipe.precision)
 
 
-def rehearse(recipe: Recipe) -> None:
-    """Call every network of the recipe once on the meta device: sizes that do not fit raise before any work."""
+def rehearse(recipe: Recipe, processes: int = 1) -> None:
+    """Call every network of the recipe once on the meta device: sizes that do not fit raise before any work.
+
+    So do batches that cannot be shared out over so many processes.
+    """
     with torch.random.fork_rng([]), torch.device("meta"), torch.no_grad():
         for work in recipe.work():
+            if work.trained:
+                micro_batch(work.phase, work.batch_size, processes, work.batch_size // work.micro_batch)
             work.run(work.build(), 1)
 
 
@@ -248,8 +257,7 @@ def _timed(work: Work, network: nn.Module, optimizer: torch.optim.Optimizer | No
         output.square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    _wait_for(device)
     return time.perf_counter() - start
 
 
@@ -263,15 +271,14 @@ def block_speed(device: torch.device, width: int = 128, side: int = 32, batch: i
     def once() -> float:
         start = time.perf_counter()
         block(x).sum().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        _wait_for(device)
         return time.perf_counter() - start
 
     once()
     return flops / min(once() for _ in range(3))
 
 
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()

@@ -30,16 +30,23 @@ def run_recipe(recipe: Recipe, out: str | os.PathLike[str], resume: bool = False
     from latentia.training.loop import train
     from latentia.training.resume import check_folder
 
-    rehearse(recipe)
+    rehearse(recipe, processes=int(os.environ.get("WORLD_SIZE", "1")))
+    bench = Bench(device=resolve_device(recipe.device))
     folder = Path(out)
+    saved, before = folder / SAVED, None
     first = os.environ.get("RANK", "0") == "0"
     if first:
         check_folder(folder, resume)
         if resume:
             check_same(recipe, folder)
-        write_text_atomic(folder / SAVED, recipe.to_json())
-    bench = Bench(device=resolve_device(recipe.device))
-    results = train(recipe.phases(bench), folder, recipe.settings(progress), resume)
+            before = saved.read_text(encoding="utf-8") if saved.is_file() else None
+        write_text_atomic(saved, recipe.to_json())
+    try:
+        results = train(recipe.phases(bench), folder, recipe.settings(progress), resume)
+    except TrainingError:  # refused: the run in the folder is still the one it was, and so is its recipe
+        if before is not None:
+            write_text_atomic(saved, before)
+        raise
     if first:
         recipe.finish(bench, results, folder)
     PartialState().wait_for_everyone()

@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from latentia.core.files import write_atomic
 from latentia.core.images import grid
+from latentia.data.folder import SUFFIXES
 from latentia.errors import InputError
 from latentia.pipelines.checks import class_indices
 from latentia.pipelines.distributed import rank_and_world, sample_sharded, shard_indices
@@ -116,8 +117,10 @@ def sample_to(pipe: ImagePipeline, request: Request, out: Path, scale: int | Non
 
     Files that are there are overwritten. A folder's files are `00017.png` (`00017-7.png` with classes) and carry what
     made them as a PNG text `latentia`. Small pictures are enlarged `scale` times in a grid (default: to 64 pixels).
-    Under `torchrun` every process makes its share; returns what this process wrote.
+    Under `torchrun` every process makes its share; returns what this process wrote. Raises `InputError`, before any
+    work, when `out` names a picture that is no PNG, or a file where a folder is to be.
     """
+    _check_out(out)
     with processes() as (rank, world):
         pipe.set_progress_bar_config(disable=True if rank else None, desc="sampling", leave=False)
         if out.suffix.lower() == ".png":
@@ -128,6 +131,15 @@ def sample_to(pipe: ImagePipeline, request: Request, out: Path, scale: int | Non
             save_png(grid(pictures, scale=size), out, describe(request))
             return [out]
         return _write_folder(pipe, request, shard_indices(request.count, rank, world), out)
+
+
+def _check_out(out: Path) -> None:
+    """Raise `InputError` unless `out` can be the PNG of a grid or a folder."""
+    suffix = out.suffix.lower()
+    if suffix in SUFFIXES and suffix != ".png":
+        raise InputError(f"pictures are written as PNG, not {suffix}: give NAME.png for one grid, or a folder")
+    if suffix != ".png" and out.is_file():
+        raise InputError(f"{out} is a file: give NAME.png for one grid, or a folder")
 
 
 def _write_folder(pipe: ImagePipeline, request: Request, mine: range, out: Path) -> list[Path]:

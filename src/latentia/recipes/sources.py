@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 NAMED = ("digits", "photos")
 PUBLISHED_SIZES = {"digits": 1257, "celebahq": 30_000, "imagenet": 1_281_167, "hf:uoft-cs/cifar10": 50_000}
-"""Images in each training set, for dry runs, which open no data."""
+"""Images in each training set, for dry runs, which fetch and decode nothing."""
 
 
 def open_data(name: str, split: str, size: int, channels: int, *, num_classes: int = 0, flip: bool = False) -> Dataset:
@@ -31,7 +31,7 @@ def open_data(name: str, split: str, size: int, channels: int, *, num_classes: i
     Raises `InputError` for another name, or too few or too many classes; `ArtifactError` for a folder without images.
     """
     found = _open(name, split, size, channels)
-    if num_classes and (there := _count_classes(found)) and there != num_classes:
+    if num_classes and (there := _count_classes(found)) not in (None, num_classes):
         raise InputError(f"data {name!r} has {there} classes and num_classes={num_classes}: set num_classes={there}")
     return MirroredDataset(found) if flip else found
 
@@ -59,12 +59,30 @@ def _open(name: str, split: str, size: int, channels: int) -> Dataset:
     return image_folder(folder / split if (folder / split).is_dir() else folder, size, channels)
 
 
-def _count_classes(dataset: Dataset) -> int:
-    """Classes that a folder or Hub data set declares; 0 when it says nothing."""
+def _count_classes(dataset: Dataset) -> int | None:
+    """Classes of the data set's labels; None for labels of a Hub data set that declares no classes."""
+    from latentia.data.dataset import TensorDataset
+    from latentia.data.folder import ImageFolder
+    from latentia.data.hub_datasets import HubDataset
+    from latentia.data.photos import LABELS, PhotoTiles
+
+    if isinstance(dataset, ImageFolder):
+        return len(dataset.classes)
+    if isinstance(dataset, HubDataset):
+        return len(dataset.classes) or (None if dataset.label else 0)
+    if isinstance(dataset, PhotoTiles):
+        return len(LABELS)
+    return int(dataset.tensors["label"].max()) + 1 if isinstance(dataset, TensorDataset) else None
+
+
+def class_names(dataset: Dataset) -> dict[int, str] | None:
+    """Class index → name, for a folder or Hub data set that names its classes; else None."""
     from latentia.data.folder import ImageFolder
     from latentia.data.hub_datasets import HubDataset
 
-    return len(dataset.classes) if isinstance(dataset, ImageFolder | HubDataset) else 0
+    images = dataset.images if isinstance(dataset, MirroredDataset) else dataset
+    named = isinstance(images, ImageFolder | HubDataset) and images.classes
+    return dict(enumerate(images.classes)) if named else None
 
 
 class MirroredDataset:
@@ -107,6 +125,7 @@ def _codec_class(folder: str | os.PathLike[str]) -> tuple[Path, type[AnyCodec]]:
     kinds: dict[str, type[AnyCodec]] = {
         "Autoencoder": latentia.Autoencoder,
         "AutoencoderKL": latentia.AutoencoderKL,
+        "VQModel": latentia.VQModel,
     }
     path = Path(folder).expanduser()
     inside = [path / inner for inner in ("vae", "vqvae", "pipeline/vae", "pipeline")]

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import torch
 
+from latentia.core.arguments import check_count, check_number
 from latentia.errors import InputError, check_choice
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "exp", "laplace", "sigmoid")
@@ -33,10 +34,12 @@ def make_betas(
     `sigmoid` runs from about `start` to about `end`; the others are closed forms of ᾱ(t) and ignore both.
     Raises `UnknownChoiceError` for another name and `InputError` for β outside (0, 1].
     """
-    if num < 1:
-        raise InputError(f"num_train_timesteps must be at least 1, got {num}")
+    check_count("num_train_timesteps", num)
     if trained is not None:
-        betas = torch.as_tensor(trained, dtype=dtype).flatten()
+        try:
+            betas = torch.as_tensor(trained, dtype=dtype).flatten()
+        except (TypeError, ValueError):
+            raise InputError(f"trained_betas must be a list of numbers, got {trained!r}") from None
         if len(betas) != num:
             raise InputError(
                 f"trained_betas has {len(betas)} entries but num_train_timesteps is {num}: "
@@ -44,6 +47,7 @@ def make_betas(
             )
     else:
         check_choice("beta_schedule", schedule, BETA_SCHEDULES)
+        start, end = check_number("beta_start", start), check_number("beta_end", end)
         betas = _named_betas(schedule, num, start, end, dtype)
     if not bool(((betas > 0) & (betas <= 1)).all()):
         raise InputError(

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.nn.functional import hardtanh_
 
+from latentia.core.arguments import check_count, check_number
 from latentia.errors import InputError, check_choice
 from latentia.schedulers.betas import ALMOST_ZERO_SNR, make_betas, signal_level
 from latentia.schedulers.prediction import dynamic_threshold
@@ -39,6 +40,8 @@ class DiffusionScheduler(SchedulerMixin):
         config = self.config
         check_choice("timestep_spacing", config.timestep_spacing, SPACINGS)
         check_choice("prediction_type", config.prediction_type, self.predictions)
+        check_count("steps_offset", config.steps_offset, least=0)
+        self._check_limits()
         self.prediction_type = config.prediction_type
         betas = make_betas(
             config.beta_schedule,
@@ -61,6 +64,14 @@ class DiffusionScheduler(SchedulerMixin):
         self._tables: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
         total = config.num_train_timesteps
         self.timesteps = torch.arange(total - 1, -1, -1)
+
+    def _check_limits(self) -> None:
+        config = self.config
+        if config.get("clip_sample"):
+            check_number("clip_sample_range", config.clip_sample_range, low=0, open_low=True)
+        if config.get("thresholding"):
+            check_number("dynamic_thresholding_ratio", config.dynamic_thresholding_ratio, low=0, high=1)
+            check_number("sample_max_value", config.sample_max_value, low=1)
 
     def _spaced(self, num: int) -> Array:
         config = self.config

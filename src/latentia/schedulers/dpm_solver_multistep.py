@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from latentia.core.arguments import check_number
 from latentia.core.config import register_to_config
 from latentia.core.rng import Generators
 from latentia.errors import InputError, check_choice
@@ -125,6 +126,7 @@ class DPMSolverMultistepScheduler(DiffusionScheduler):
         self._off_table = False
         self._trims = variance_type in ("learned", "learned_range")
         self._reach = max(solver_order - 2, 0)
+        self._shift = check_number("flow_shift", 1.0 if flow_shift is None else flow_shift, low=0, open_low=True)
 
     def _check_choices(self) -> None:
         config = self.config
@@ -162,7 +164,7 @@ class DPMSolverMultistepScheduler(DiffusionScheduler):
             raise InputError("pass exactly one of num_inference_steps and timesteps")
         if mu is not None and not config.use_dynamic_shifting:
             raise InputError("mu needs use_dynamic_shifting=True")
-        shift = math.exp(mu) if mu is not None else float(config.flow_shift)
+        shift = math.exp(mu) if mu is not None else self._shift
         if timesteps is not None:
             chooser = "flow" if config.use_flow_sigmas else self._respacing
             if chooser:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from latentia.core.arguments import check_count, check_number
 from latentia.core.config import register_to_config
 from latentia.core.rng import Generators
 from latentia.errors import InputError, check_choice
@@ -83,8 +84,8 @@ class FlowMatchEulerDiscreteScheduler(SchedulerMixin):
             raise InputError(
                 f"rho must be positive and without another sigma spacing, got {rho} {self._respacing or ''}"
             )
-        if shift <= 0:
-            raise InputError(f"shift must be positive, got {shift}")
+        check_count("num_train_timesteps", num_train_timesteps)
+        check_number("shift", shift, low=0, open_low=True)
         sigmas = np.arange(num_train_timesteps, 0, -1) / num_train_timesteps
         sigmas = sigmas if use_dynamic_shifting else shift_sigmas(sigmas, shift)
         self.sigmas = torch.from_numpy(sigmas).float()
@@ -101,8 +102,8 @@ class FlowMatchEulerDiscreteScheduler(SchedulerMixin):
         return self._shift
 
     def set_shift(self, shift: float) -> None:
-        """Use another static shift from the next `set_timesteps` on."""
-        self._shift = float(shift)
+        """Use another static shift from the next `set_timesteps` on; `InputError` unless it is positive."""
+        self._shift = check_number("shift", shift, low=0, open_low=True)
 
     def time_shift(self, mu: float, sigma: float, t: Any) -> Any:
         """m / (m + (1/t − 1)^sigma) with m = exp(mu) or mu, as `time_shift_type` says."""

@@ -8,13 +8,14 @@ import torch
 
 from latentia.codecs.autoencoder import Autoencoder
 from latentia.codecs.autoencoder_kl import AutoencoderKL
+from latentia.codecs.vq_model import VQModel
 from latentia.core.protocols import Batch, Dataset
 from latentia.core.rng import derive_seed, sample_generators
 from latentia.data.dataset import TensorDataset
 from latentia.errors import InputError
 from latentia.training.settings import check_count
 
-AnyCodec = Autoencoder | AutoencoderKL
+AnyCodec = Autoencoder | AutoencoderKL | VQModel
 
 
 def cache_latents(
@@ -23,7 +24,8 @@ def cache_latents(
     """The dataset as the prior sees it: `x` replaced by shifted and scaled latents, all else kept, on the CPU.
 
     A codec with a posterior leaves `mean` and `std` (N, c, h, w), from which `DiffusionObjective` draws a fresh
-    z = mean + std·ε in every step, as encoding on the fly would; one without leaves `x`.
+    z = mean + std·ε in every step, as encoding on the fly would; one without leaves `x`, which is continuous for a
+    vector-quantised codec too: its decoder quantises.
 
     Args:
         codec: used in eval mode, without gradients, on its own device.
@@ -100,11 +102,11 @@ def encoded(
             if isinstance(codec, AutoencoderKL):
                 (posterior,) = codec.encode(x, return_dict=False)
                 yield start, batch, posterior.mean.float(), posterior.std.float()
-            elif isinstance(codec, Autoencoder):
+            elif isinstance(codec, Autoencoder | VQModel):
                 (z,) = codec.encode(x, return_dict=False)
                 yield start, batch, z.float(), None
             else:
-                raise InputError(f"can encode with Autoencoder or AutoencoderKL, got {type(codec).__name__}")
+                raise InputError(f"can encode with Autoencoder, AutoencoderKL or VQModel, got {type(codec).__name__}")
 
 
 def latent_scale(codec: AnyCodec, z: torch.Tensor) -> torch.Tensor:

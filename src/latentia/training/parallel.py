@@ -1,7 +1,9 @@
 """One process or many: starting Accelerate, wrapping an objective in DDP or FSDP2, sharded tensors whole and back."""
 
 import copy
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -45,6 +47,16 @@ def start_accelerator(settings: Settings) -> Accelerator:
     return accelerator
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it this process trains by itself, whatever `torchrun` started; the others need not take part."""
+    hidden = {name: os.environ.pop(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
 def wrap(objective: Objective, accelerator: Accelerator, settings: Settings) -> tuple[Objective, nn.Module]:
     """The objective as it is trained, and the module to call: the objective itself, or DDP around it.
 
@@ -54,7 +66,7 @@ def wrap(objective: Objective, accelerator: Accelerator, settings: Settings) -> 
         objective.get_submodule(name).requires_grad_(False)
     objective = copy.deepcopy(objective) if settings.fsdp else objective
     objective.to(accelerator.device)
-    if settings.channels_last:
+    if settings.channels_last and not settings.fsdp:  # FSDP shards contiguous weights only; inputs are NHWC all the same
         objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings.compile:
         for module in objective.modules_by_name.values():
@@ -122,15 +134,17 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def like(value: torch.Tensor, example: torch.Tensor) -> torch.Tensor:
-    """`value` on `example`'s device, and sharded as `example` is."""
-    value = value.to(example.device)
+    """`value` on `example`'s device, laid out in memory and sharded as `example` is.
+
+    The layout matters: fused optimizers walk weights and moments in memory order, whatever their strides say.
+    """
     if type(example) in PLAIN:
-        return value
+        return torch.empty_like(example, dtype=value.dtype, requires_grad=False).copy_(value)
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(example, DTensor):
-        return distribute_tensor(value, example.device_mesh, example.placements)
-    return value
+        return distribute_tensor(value.to(example.device), example.device_mesh, example.placements)
+    return value.to(example.device)
 
 
 @torch.no_grad()

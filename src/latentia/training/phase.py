@@ -144,13 +144,7 @@ class Phase:
 
     def micro_batch(self, processes: int) -> int:
         """Samples in one forward pass of one process; `InputError` unless the batch divides evenly."""
-        passes = processes * self.accumulate
-        if self.batch_size % passes:
-            raise InputError(
-                f"phase {self.name!r}: batch_size {self.batch_size} is not divisible by {processes} processes × "
-                f"{self.accumulate} accumulated batches: use a multiple of {passes}"
-            )
-        return self.batch_size // passes
+        return micro_batch(self.name, self.batch_size, processes, self.accumulate)
 
     def must_agree(self) -> dict[str, Any]:
         """Everything about this phase that changes its result; `steps` may grow and is not part of it."""
@@ -163,6 +157,17 @@ class Phase:
             **{f"{turn}.{k}": v for turn in self.objective.turns for k, v in asdict(self.optim_of(turn)).items()},
             "ema": None if self.ema is None else asdict(self.ema),
         }
+
+
+def micro_batch(phase: str, batch_size: int, processes: int, accumulate: int) -> int:
+    """Samples in one forward pass of one process; `InputError` unless the batch divides evenly."""
+    passes = processes * accumulate
+    if batch_size % passes:
+        raise InputError(
+            f"phase {phase!r}: batch_size {batch_size} is not divisible by {processes} processes × "
+            f"{accumulate} accumulated batches: use a multiple of {passes}"
+        )
+    return batch_size // passes
 
 
 @dataclass(frozen=True)

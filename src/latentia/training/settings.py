@@ -21,7 +21,8 @@ class Settings:
         preview_every: steps between previews; 0 for none.
         fsdp: shard weights, gradients and optimizer state over the processes (FSDP2) instead of copying them (DDP).
         progress: show a progress bar (a line every ten seconds when the output is not a terminal).
-        channels_last: hold 4-D weights and inputs as NHWC, which is faster on most hardware for large convolutions.
+        channels_last: hold 4-D weights (with `fsdp` not these) and inputs as NHWC, which is faster on most hardware for
+            large convolutions.
         compile: `torch.compile` the trained modules.
         tensorboard: also write TensorBoard events.
 

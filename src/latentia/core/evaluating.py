@@ -1,4 +1,4 @@
-"""Networks in evaluation mode while they sample, and back as they were afterwards."""
+"""Networks in evaluation mode while they sample or measure, and back as they were afterwards."""
 
 import threading
 from collections.abc import Iterable, Iterator
@@ -13,19 +13,19 @@ _held: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = WeakKeyDictio
 
 
 @contextmanager
-def evaluating(networks: Iterable[nn.Module]) -> Iterator[None]:
+def evaluating(networks: Iterable[object]) -> Iterator[None]:
     """Switch dropout and its like off inside the block.
 
     Several threads may hold one network; the last to leave restores it, so a preview in the middle of a
-    training run changes nothing.
+    training run changes nothing. What is no `nn.Module` has no modes and is passed over.
     """
-    networks = list(networks)
-    for network in networks:
+    modules = [network for network in networks if isinstance(network, nn.Module)]
+    for network in modules:
         _hold(network)
     try:
         yield
     finally:
-        for network in networks:
+        for network in modules:
             _release(network)
 
 

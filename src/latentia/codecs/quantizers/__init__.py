@@ -1,0 +1,1 @@
+"""z to tokens and back."""
