@@ -80,6 +80,15 @@ def test_evaluate_a_codec_and_write_json(cli, run_folder, tmp_path):
     assert [m["n_generated"] for m in json.loads((tmp_path / "r.json").read_text())["measurements"]] == [8, 8, 8]
 
 
+def test_numbers_are_shown_even_if_they_cannot_be_written(cli, run_folder, tmp_path):
+    (tmp_path / "file").touch()
+    codec, out = run_folder / "pipeline" / "vae", tmp_path / "file" / "r.json"
+    result = cli("evaluate", codec, "--data", "digits", "-n", 2, "--out", out)
+    assert result.exit_code == 2
+    assert "psnr" in result.stdout
+    assert "could not write" in result.stderr
+
+
 def test_demo_calls_the_recipe(cli, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(demo, "run", lambda out, seed: asked.append((out, seed)) or out / "report.html")

@@ -302,6 +302,7 @@ def test_conditions_of_other_families_are_refused(given):
         ({"block_out_channels": (8, 18)}, ConfigError, "18 channels do not divide"),
         ({"transformer_layers_per_block": ((1,), (1,))}, ConfigError, "gives 1 numbers for 2 layers"),
         ({"transformer_layers_per_block": (1, -1)}, ConfigError, "at least 0, got -1"),
+        ({"downsample_padding": 2}, ConfigError, "downsample_padding must be 0"),
         ({"class_embed_type": "projection"}, ConfigError, "needs projection_class_embeddings_input_dim"),
         ({"cross_atention_dim": 8}, ConfigError, "did you mean 'cross_attention_dim'"),
     ],

@@ -91,7 +91,8 @@ def test_ldm_with_a_vector_quantised_codec_both_ways(make_unet, tmp_path, given)
             **given,
         }
     ).eval()
-    torch.nn.init.normal_(vqvae.quantize.embedding.weight)
+    spread = 50 / vqvae.config.scaling_factor  # that of the latents which the random network samples
+    torch.nn.init.normal_(vqvae.quantize.embedding.weight, std=spread)
     ours = quiet(LDMPipeline(vqvae, make_unet(2), DDIMScheduler(clip_sample=False)))
     theirs = theirs_of(ours, tmp_path / "ours")
     assert type(theirs).__name__ == "LDMPipeline"

@@ -1,8 +1,12 @@
 import json
+import os
+from contextlib import nullcontext
 
 import pytest
 import torch
+from PIL import Image
 
+from latentia.codecs.vq_model import VQModel
 from latentia.data.dataset import TensorDataset
 from latentia.data.digits import digits
 from latentia.errors import InputError
@@ -53,11 +57,32 @@ def test_a_pipeline_is_judged_with_floor_and_ceiling(ddpm_run, judge):
     assert numbers["frechet_digits"].n_real == 1797
 
 
+@pytest.mark.parametrize(("data", "said"), [("digts", "no data called 'digts'"), ("", "needs labelled images")])
+def test_wrong_data_is_found_before_the_pictures_are_made(ddpm_run, tmp_path, monkeypatch, data, said):
+    Image.linear_gradient("L").save(tmp_path / "alone.png")
+    monkeypatch.setattr(evaluation, "sample", None)
+    with pytest.warns(UserWarning, match="no test images of its own") if not data else nullcontext():
+        with pytest.raises(InputError, match=said):
+            evaluation.evaluate_pipeline(ddpm_run, data or str(tmp_path), Request(), evaluation.Rulers())
+
+
 def test_the_judge_of_a_run_is_found(tmp_path):
-    assert evaluation.judge_beside(tmp_path) is None
+    assert evaluation.judge_beside(tmp_path, "digits") is None
     ConvClassifier().save_pretrained(tmp_path / "judge")
-    assert evaluation.judge_beside(tmp_path) == tmp_path / "judge"
-    assert evaluation.judge_beside(tmp_path / "pipeline") == tmp_path / "judge"
+    assert evaluation.judge_beside(tmp_path, "digits") == tmp_path / "judge"
+    assert evaluation.judge_beside(tmp_path / "pipeline", "digits") == tmp_path / "judge"
+    assert evaluation.judge_beside(tmp_path, "photos") is None
+
+
+def test_a_judge_is_trained_by_one_process_of_many(monkeypatch):
+    data = digits("test", 8)
+    alone, _ = train_judge("d", data, data, steps=2, progress=False)
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "3")):
+        monkeypatch.setenv(name, value)
+    one_of_three, _ = train_judge("d", data, data, steps=2, progress=False)
+    x = data.batch(range(4))["x"]
+    assert torch.equal(alone(x), one_of_three(x))
+    assert os.environ["WORLD_SIZE"] == "3"
 
 
 def test_kinds_of_folders(ldm_run):
@@ -74,6 +99,17 @@ def test_a_codec_is_measured_by_its_reconstructions(ldm_run):
     assert 0 < numbers["psnr"].value < 20
     with pytest.raises(InputError, match="n must be at least 1"):
         evaluation.evaluate_codec(ldm_run, "digits", count=0)
+
+
+def test_a_vector_quantised_codec_is_measured_too(tmp_path):
+    torch.manual_seed(0)
+    codec = VQModel(1, 1, norm_num_groups=4, block_out_channels=(4,), num_vq_embeddings=3, sample_size=8)
+    codec.save_pretrained(tmp_path)
+    numbers = {m.name: m for m in evaluation.evaluate_codec(tmp_path, "digits", count=5)}
+    x = digits("test", 8).batch(range(5))["x"]
+    with torch.no_grad():
+        errors = (codec.eval()(x).sample.clamp(-1, 1) - x).square().mean((1, 2, 3))
+    assert numbers["psnr"].value == pytest.approx((10 * torch.log10(4 / errors)).mean().item(), rel=1e-4)
 
 
 def test_the_report_is_json(tmp_path, ldm_run):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import nn
 
+from latentia.errors import InputError
 from latentia.recipes import registry
 from latentia.recipes.overrides import override
 from latentia.recipes.plan import A100_PEAK, A100_SHARE, FusedAttention, Work, block_speed, cost
@@ -89,6 +90,12 @@ def test_measured_plan_of_a_small_recipe():
     assert all(row.measured for row in plan.rows)
     assert 0 < plan.seconds_here < math.inf
     assert plan.machine.endswith(("CPU thread", "CPU threads"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_there():
+    with pytest.raises(InputError, match="device 'cuda' is not available here"):
+        override(registry.recipe("digits-ddpm"), ["device=cuda"]).plan(measure=False)
 
 
 def test_block_speed_is_a_speed():

@@ -3,9 +3,10 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from latentia import AutoencoderKL, DDPMPipeline, DiffusionPipeline, LatentDiffusionPipeline
+from latentia import AutoencoderKL, DDPMPipeline, DiffusionPipeline, LatentDiffusionPipeline, VQModel
 from latentia.errors import ConfigError, InputError, TrainingError
 from latentia.recipes.latent import EncodedDataset
 from latentia.recipes.overrides import override
@@ -71,6 +72,19 @@ def test_resume_takes_more_steps_and_no_other_recipe(ddpm_run, tiny_ddpm, tmp_pa
     assert steps == [2, 3]
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [("steps=1", "already taken 2 steps and 1 were asked for"), ("vae.steps=5", "unet is built on it: keep 2 steps")],
+)
+def test_a_refused_resume_leaves_the_recipe_as_it_was(ldm_run, tiny_ldm, tmp_path, setting, said):
+    out = tmp_path / "run"
+    shutil.copytree(ldm_run, out)
+    with pytest.raises(TrainingError, match=said):
+        run_recipe(override(tiny_ldm, [setting]), out, resume=True, progress=False)
+    assert load_recipe(out) == tiny_ldm
+    run_recipe(start_or_saved("digits-ldm", out, resume=True), out, resume=True, progress=False)
+
+
 def test_resume_of_a_foreign_folder_is_refused(tiny_ddpm, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(TrainingError, match=r"holds no recipe.json, so there is no run to resume"):
@@ -87,12 +101,57 @@ def test_start_or_saved_takes_the_saved_recipe(ddpm_run, tiny_ddpm, tmp_path):
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("unet.groups=3", "groups|divis"), ("unet.head_dim=32", "attention_head_dim 32"), ("image_size=10", "divisible")],
+    [
+        ("unet.groups=3", "groups|divis"),
+        ("unet.head_dim=32", "attention_head_dim 32"),
+        ("image_size=10", "divisible"),
+        ("num_classes=0", "label_dropout=0.1 needs classes: set num_classes"),
+        ("batch_size=9", "phase 'unet': batch_size 9 is not divisible by 2 processes"),
+    ],
 )
-def test_sizes_that_do_not_fit_are_found_before_anything_is_written(tiny_ldm, tmp_path, setting, message):
+def test_what_does_not_fit_is_found_before_anything_is_written(tiny_ldm, tmp_path, setting, message, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises((ConfigError, InputError), match=message):
         run_recipe(override(tiny_ldm, [setting]), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_missing_device_is_found_before_anything_is_written(tiny_ldm, tmp_path):
+    with pytest.raises(InputError, match="device 'cuda' is not available here"):
+        run_recipe(override(tiny_ldm, ["device=cuda"]), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("data", ["digits", "photos"])
+def test_a_wrong_number_of_classes_is_found_before_the_first_step(tiny_ldm, tmp_path, data):
+    with pytest.raises(InputError, match=f"data '{data}' has .* classes and num_classes=4"):
+        run_recipe(override(tiny_ldm, [f"data={data}", "num_classes=4"]), tmp_path, progress=False)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.fixture
+def cats_and_dogs(tmp_path):
+    for name in ("cats", "dogs"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.linear_gradient("L").resize((8, 8)).rotate(90 * i).save(tmp_path / "pictures" / name / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+def test_class_folders_name_the_classes_of_the_pipeline(tiny_ldm, tiny_ddpm, cats_and_dogs, tmp_path):
+    settings = [f"data={cats_and_dogs}", "image_size=8", "num_classes=2", "steps=1", "batch_size=2"]
+    latent = override(tiny_ldm, [*settings, "vae.steps=1", "vae.channels=8,8", "preview_every=0"])
+    for recipe, out in ((latent, tmp_path / "latent"), (override(tiny_ddpm, [*settings, "flip=true"]), tmp_path / "p")):
+        run_recipe(recipe, out, progress=False)
+        pipe = DiffusionPipeline.from_pretrained(out / "pipeline")
+        assert pipe.labels == {"cats": 0, "dogs": 1}
+        assert pipe.num_classes == 2
+
+
+def test_a_dry_run_counts_the_pictures_of_a_folder(tiny_ldm, cats_and_dogs):
+    recipe = override(tiny_ldm, [f"data={cats_and_dogs}", "num_classes=2"])
+    assert [row.samples for row in recipe.plan(measure=False).rows] == [16, 6, 16]
 
 
 def test_a_trained_codec_can_be_given(ldm_run, tiny_ldm, tmp_path):
@@ -118,3 +177,32 @@ def test_without_ema_the_last_weights_are_saved(tiny_ddpm, tmp_path):
     raw = load_file(tmp_path / "checkpoints" / "unet" / "final" / "weights.safetensors")
     saved = load_file(tmp_path / "pipeline" / "unet" / WEIGHTS)
     assert all(torch.equal(value, raw[f"denoiser.{name}"]) for name, value in saved.items())
+
+
+def test_a_vector_quantised_first_stage(tiny_ldm, tmp_path):
+    """Its continuous latents are learned; the pipeline that comes out quantises when it decodes."""
+    torch.manual_seed(0)
+    vqvae = VQModel(
+        in_channels=1,
+        out_channels=1,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(4, 4, 8),
+        norm_num_groups=4,
+        latent_channels=2,
+        sample_size=32,
+        num_vq_embeddings=7,
+        scaling_factor=1.0,
+    )
+    vqvae.save_pretrained(tmp_path / "vqvae")
+    recipe = override(tiny_ldm, [f"codec={tmp_path / 'vqvae'}", "cache=false", "preview_every=0"])
+    assert [row.network for row in recipe.plan(measure=False).rows] == ["codec", "unet"]
+    run_recipe(recipe, tmp_path / "run", progress=False)
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    assert type(pipe.vae) is VQModel
+    assert pipe.sample_shape == (2, 8, 8)
+    call = {"seed": 0, "class_labels": [3], "num_inference_steps": 2}
+    z = pipe(**call, output_type="latent").images
+    picture = pipe.vae.from_tokens(pipe.vae.quantize.assign(z)) / 2 + 0.5
+    torch.testing.assert_close(pipe(**call, output_type="pt").images, picture.clamp(0, 1))

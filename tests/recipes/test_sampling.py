@@ -115,6 +115,16 @@ def test_a_folder_and_a_grid_hold_the_same_pictures(ldm_run, tmp_path):
                 }
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("seven.jpg", r"written as PNG, not \.jpg"), ("notes.txt", "notes.txt is a file")]
+)
+def test_pictures_go_to_a_png_or_a_folder(tmp_path, name, said):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=said):
+        sample_to(None, Request(), tmp_path / name)
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
 def test_small_pictures_are_enlarged_in_a_grid(ldm_run, tmp_path):
     request = Request(count=1, steps=1)
     sample_to(open_pipeline(ldm_run, request), request, tmp_path / "one.png")

@@ -6,7 +6,7 @@ from latentia.codecs.autoencoder_kl import AutoencoderKL
 from latentia.codecs.vq_model import VQModel
 from latentia.denoisers.unet_2d import UNet2DModel
 from latentia.errors import ArtifactError, InputError
-from latentia.recipes.sources import MirroredDataset, codec_like, load_codec, open_data, resolve_device
+from latentia.recipes.sources import MirroredDataset, class_names, codec_like, load_codec, open_data, resolve_device
 
 
 @pytest.fixture
@@ -40,6 +40,37 @@ def test_folders_with_and_without_splits(pictures):
 def test_a_wrong_number_of_classes_is_an_error(pictures):
     with pytest.raises(InputError, match="has 2 classes and num_classes=1000: set num_classes=2"):
         open_data(str(pictures), "train", 8, 1, num_classes=1000)
+    with pytest.raises(InputError, match="has 0 classes and num_classes=2: set num_classes=0"):
+        open_data(str(pictures / "train" / "cat"), "train", 8, 1, num_classes=2)
+    with pytest.raises(InputError, match="'digits' has 10 classes and num_classes=20"):
+        open_data("digits", "test", 8, 1, num_classes=20)
+    assert len(open_data("photos", "test", 64, 3, num_classes=8)) > 0
+
+
+def test_a_class_has_one_number_in_every_split(pictures):
+    (pictures / "test" / "cat").rename(pictures / "test" / "dog")
+    assert open_data(str(pictures), "test", 8, 1, num_classes=2).batch([0])["label"].tolist() == [1]
+    whole = open_data(str(pictures), "all", 8, 1, num_classes=2)
+    assert whole.batch(range(6))["label"].tolist() == [0, 0, 0, 1, 1, 1]
+    alone = open_data(str(pictures), "test", 8, 1)
+    assert torch.equal(whole.batch([5])["x"], alone.batch([0])["x"])
+
+
+def test_a_class_that_only_the_test_split_has(pictures):
+    (pictures / "test" / "cat").rename(pictures / "test" / "ant")
+    assert open_data(str(pictures), "all", 8, 1).batch(range(6))["label"].tolist() == [1, 1, 1, 2, 2, 0]
+
+
+def test_a_split_that_is_not_there(pictures):
+    with pytest.raises(InputError, match="has no folder 'report', but train, test"):
+        open_data(str(pictures), "report", 8, 1)
+
+
+def test_class_names(pictures):
+    for flip in (False, True):
+        assert class_names(open_data(str(pictures), "train", 8, 1, flip=flip)) == {0: "cat", 1: "dog"}
+    assert class_names(open_data(str(pictures / "train" / "cat"), "all", 8, 1)) is None
+    assert class_names(open_data("digits", "test", 8, 1)) is None
 
 
 @pytest.mark.parametrize("name", ["digit", "imagenet", "runs/none"])

@@ -39,6 +39,6 @@ def evaluate(
         numbers = evaluation.evaluate_pipeline(path, data, request, evaluation.Rulers(judge, inception, seed))
     else:
         numbers = evaluation.evaluate_codec(path, data, split, count, device)
+    quiet_processes(lambda: Console().print(measurement_table(numbers)))
     if out is not None and numbers:
         evaluation.write_report(numbers, out, {"path": path, "data": data})
-    quiet_processes(lambda: Console().print(measurement_table(numbers)))

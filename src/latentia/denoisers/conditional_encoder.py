@@ -19,7 +19,7 @@ from latentia.denoisers.unet_2d_condition_blocks import (
     TextMidBlock,
     has_transformers,
 )
-from latentia.errors import ConfigError, InputError, check_choice
+from latentia.errors import ConfigError, InputError
 from latentia.nn.activations import get_activation
 from latentia.nn.checkpointing import GradientCheckpointing
 from latentia.nn.cross_attention import mask_to_bias
@@ -47,7 +47,8 @@ class ConditionalEncoder(GradientCheckpointing, ModelMixin):
         check_number("norm_eps", c.norm_eps, 0)
         check_number("dropout", c.get("dropout", 0.0), 0, 1)
         check_number("mid_block_scale_factor", c.mid_block_scale_factor, 0, open_low=True)
-        check_choice("downsample_padding", c.downsample_padding, (0, 1))
+        if c.downsample_padding not in (0, 1):
+            raise ConfigError(f"downsample_padding must be 0 (right and below) or 1, got {c.downsample_padding!r}")
         heads = per_stage("attention_head_dim", c.attention_head_dim, count)
         contexts = per_stage("cross_attention_dim", c.cross_attention_dim, count)
         only_cross = per_stage("only_cross_attention", c.only_cross_attention, count)

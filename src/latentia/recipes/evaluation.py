@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from latentia.core.config import to_json
-from latentia.core.files import write_text_atomic
+from latentia.core.files import read_json, write_text_atomic
 from latentia.errors import InputError
 from latentia.metrics.classifier import ConvClassifier
 from latentia.metrics.evaluate import Judge, class_accuracy, evaluate_reconstruction
 from latentia.metrics.frechet import frechet
 from latentia.metrics.inception_features import InceptionFeatures
 from latentia.metrics.measurement import Measurement
+from latentia.pipelines.image_pipeline import ImagePipeline
 from latentia.recipes.judge import everything, train_judge
 from latentia.recipes.sampling import Request, labels_of, open_pipeline, processes, sample
 from latentia.recipes.sources import load_codec, open_data, resolve_device
+
+Ruler = Callable[[torch.Tensor, Sequence[int] | None], list[Measurement]]
+"""Pictures (N, C, H, W) in [-1, 1] and their classes, if any → what was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,8 @@ class Rulers:
 
     Attributes:
         judge: folder of a trained `ConvClassifier`; a folder that is not there yet is filled with one trained on
-            the data's training split. None: the `judge` of the run, or one trained for this evaluation alone.
+            the data's training split. None: the `judge` of the run, if it knows this data, or one trained for this
+            evaluation alone.
         inception: file of the standard Inception weights: measures `fid` instead of judging by class.
         seed: of the judge's training and of all random draws.
     """
@@ -55,49 +61,50 @@ def evaluate_pipeline(path: str | os.PathLike[str], data: str, request: Request,
     with processes() as (rank, _):
         pipe = open_pipeline(path, request)
         pipe.set_progress_bar_config(disable=True if rank else None, desc="sampling", leave=False)
-        pictures = sample(pipe, request)
         labels = labels_of(pipe, request)
-        if rank > 0:
-            return []
-        size, channels = int(pictures.shape[-1]), int(pictures.shape[1])
-        if rulers.inception is not None:
-            network = InceptionFeatures(rulers.inception)
-            return [_seeded(frechet(network, open_data(data, "all", size, channels), pictures), request.seed)]
-        chosen = replace(rulers, judge=rulers.judge or judge_beside(Path(path)))
-        return _judged(pictures, labels, data, size, channels, request, chosen)
+        # The ruler comes first: wrong data must not cost the pictures.
+        measure = None if rank else _ruler(pipe, Path(path), data, request, rulers)
+        pictures = sample(pipe, request)
+        return [] if measure is None else measure(pictures, labels)
 
 
-def judge_beside(path: Path) -> Path | None:
-    """The judge that a run (or the run that this is the pipeline of) has saved, if any."""
+def judge_beside(path: Path, name: str) -> Path | None:
+    """The judge called `name` that a run (or the run that this is the pipeline of) has saved, if any."""
     near = (path / "judge", path.parent / "judge")
-    return next((folder for folder in near if (folder / "config.json").is_file()), None)
+    there = (folder for folder in near if (folder / "config.json").is_file())
+    return next((folder for folder in there if read_json(folder / "config.json").get("name") == name), None)
 
 
-def _judged(
-    pictures: torch.Tensor,
-    labels: Sequence[int] | None,
-    data: str,
-    size: int,
-    channels: int,
-    request: Request,
-    rulers: Rulers,
-) -> list[Measurement]:
+def _ruler(pipe: ImagePipeline, path: Path, data: str, request: Request, rulers: Rulers) -> Ruler:
+    """What measures the pipeline's pictures: everything opened and trained that can be before they are there."""
+    channels, _, size = pipe.decode(torch.zeros(1, *pipe.sample_shape)).shape[1:]
+    if rulers.inception is not None:
+        network, images = InceptionFeatures(rulers.inception), open_data(data, "all", size, channels)
+        return lambda pictures, labels: [_seeded(frechet(network, images, pictures), request.seed)]
+    name = Path(data).name
     train_data, test_data, all_data = (open_data(data, split, size, channels) for split in ("train", "test", "all"))
+    if len(test_data) == len(all_data):
+        warnings.warn(f"{data} has no test images of its own: judge and neighbours see training images", stacklevel=2)
     test_images, test_labels = everything(test_data)
-    if rulers.judge is not None and (rulers.judge / "config.json").is_file():
-        classifier = ConvClassifier.from_pretrained(rulers.judge)
+    folder = rulers.judge or judge_beside(path, name)
+    if folder is not None and (folder / "config.json").is_file():
+        classifier = ConvClassifier.from_pretrained(folder)
         own = class_accuracy(classifier, test_images, test_labels)
     else:
-        classifier, own = train_judge(Path(data).name, train_data, test_data, rulers.seed, progress=False)
-        if rulers.judge is not None:
-            classifier.save_pretrained(rulers.judge)
+        classifier, own = train_judge(name, train_data, test_data, rulers.seed, progress=False)
+        if folder is not None:
+            classifier.save_pretrained(folder)
     real, real_labels = everything(all_data)
     judge = Judge(classifier, real, real_labels, everything(train_data)[0], test_images, seed=rulers.seed)
+    own = replace(own, name=f"{own.name}_on_real_test_images")
+    return lambda pictures, labels: [own, *_judged(judge, request, pictures, labels)]
+
+
+def _judged(judge: Judge, request: Request, pictures: torch.Tensor, labels: Sequence[int] | None) -> list[Measurement]:
     report = judge(pictures, None if labels is None else torch.tensor(labels))
-    n = min(request.count, len(real))
+    n = min(request.count, len(judge.labels))
     limits = [judge.floor(n, balanced=False), judge.floor(n), judge.ceiling(request.count)]
-    numbers = [_seeded(each, request.seed) for each in report.values()]
-    return [replace(own, name=f"{own.name}_on_real_test_images"), *numbers, *limits]
+    return [*(_seeded(each, request.seed) for each in report.values()), *limits]
 
 
 def _seeded(measurement: Measurement, seed: int) -> Measurement:

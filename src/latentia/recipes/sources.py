@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from latentia.training.latents import AnyCodec
 
 NAMED = ("digits", "photos")
+FOLDER_SPLITS = ("train", "test", "report")
 PUBLISHED_SIZES = {"digits": 1257, "celebahq": 30_000, "imagenet": 1_281_167, "hf:uoft-cs/cifar10": 50_000}
 """Images in each training set, for dry runs, which fetch and decode nothing."""
 
@@ -50,13 +51,36 @@ def _open(name: str, split: str, size: int, channels: int) -> Dataset:
 
         return hf_dataset(name.removeprefix("hf:"), size, split, channels=channels)
     folder = Path(name).expanduser()
+    if any((folder / each).is_dir() for each in FOLDER_SPLITS):
+        return _split_folder(folder, split, size, channels)
     if not folder.is_dir():
         match = nearest(name, NAMED)
         hint = f"did you mean {match!r}? " if match else ""
         raise InputError(f"no data called {name!r}: {hint}known: {', '.join(NAMED)}, hf:NAME, or a folder of images")
     from latentia.data.folder import image_folder
 
-    return image_folder(folder / split if (folder / split).is_dir() else folder, size, channels)
+    return image_folder(folder, size, channels)
+
+
+def _split_folder(folder: Path, split: str, size: int, channels: int) -> Dataset:
+    """One split of a folder that has a sub-folder for each, or all; a class has the same number in every split."""
+    import torch
+
+    from latentia.data.folder import ImageFolder, image_folder
+
+    parts = {n: image_folder(folder / n, size, channels) for n in FOLDER_SPLITS if (folder / n).is_dir()}
+    chosen = parts if split == "all" else {n: part for n, part in parts.items() if n == split}
+    if not chosen:
+        raise InputError(f"{folder} has no folder {split!r}, but {', '.join(parts)}: add it, or give one of these")
+    union = {name for part in parts.values() for name in part.classes}
+    classes = next((part.classes for part in parts.values() if set(part.classes) == union), tuple(sorted(union)))
+    files, labels, captions = [], [], []
+    for name, part in chosen.items():
+        numbers = torch.tensor([classes.index(each) for each in part.classes] or [0])
+        files += [f"{name}/{file}" for file in part.files]
+        labels.append(numbers[part.labels])
+        captions += part.captions
+    return ImageFolder(folder, files, torch.cat(labels), classes, captions, (channels, size, size))
 
 
 def _count_classes(dataset: Dataset) -> int | None:
