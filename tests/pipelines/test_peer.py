@@ -1,6 +1,7 @@
 """Diffusers on the same weights: same folders in both directions, same pictures from the same noise."""
 
 import diffusers
+import diffusers.callbacks
 import numpy as np
 import pytest
 import torch

@@ -32,7 +32,8 @@ def train_judge(
     """A classifier trained on `train_data`, in evaluation mode, and its accuracy on `test_data`.
 
     `name` names the ruler: its Fréchet distance is `frechet_<name>`. A process trains its judge by itself, under
-    `torchrun` too, so that the ruler is the same on any number of them. Raises `InputError` without at least two classes.
+    `torchrun` too, so that the ruler is the same on any number of them. Raises `InputError` without at least two
+    classes.
     """
     images, labels = everything(train_data)
     num_classes = int(labels.max()) + 1

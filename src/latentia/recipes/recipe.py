@@ -81,7 +81,7 @@ class Recipe(Value, ABC):
     precision: Literal["no", "bf16", "fp16"] = Field(default="no", description="autocast of training; no means float32")
     fsdp: bool = Field(default=False, description="shard weights, gradients and optimizer over processes (torchrun)")
     channels_last: bool = Field(default=False, description="convolutions in channels-last memory order (GPUs like it)")
-    compile: bool = Field(default=False, description="torch.compile the networks")
+    compile: bool = Field(default=False, description="torch.compile the denoiser")
 
     @model_validator(mode="after")
     def _batch_splits(self) -> Self:

@@ -74,13 +74,11 @@ def _split_folder(folder: Path, split: str, size: int, channels: int) -> Dataset
         raise InputError(f"{folder} has no folder {split!r}, but {', '.join(parts)}: add it, or give one of these")
     union = {name for part in parts.values() for name in part.classes}
     classes = next((part.classes for part in parts.values() if set(part.classes) == union), tuple(sorted(union)))
-    files, labels, captions = [], [], []
-    for name, part in chosen.items():
-        numbers = torch.tensor([classes.index(each) for each in part.classes] or [0])
-        files += [f"{name}/{file}" for file in part.files]
-        labels.append(numbers[part.labels])
-        captions += part.captions
-    return ImageFolder(folder, files, torch.cat(labels), classes, captions, (channels, size, size))
+    numbers = {n: torch.tensor([classes.index(each) for each in part.classes] or [0]) for n, part in chosen.items()}
+    files = [f"{n}/{file}" for n, part in chosen.items() for file in part.files]
+    labels = torch.cat([numbers[n][part.labels] for n, part in chosen.items()])
+    captions = [caption for part in chosen.values() for caption in part.captions]
+    return ImageFolder(folder, files, labels, classes, captions, (channels, size, size))
 
 
 def _count_classes(dataset: Dataset) -> int | None:
@@ -105,8 +103,8 @@ def class_names(dataset: Dataset) -> dict[int, str] | None:
     from latentia.data.hub_datasets import HubDataset
 
     images = dataset.images if isinstance(dataset, MirroredDataset) else dataset
-    named = isinstance(images, ImageFolder | HubDataset) and images.classes
-    return dict(enumerate(images.classes)) if named else None
+    names = images.classes if isinstance(images, ImageFolder | HubDataset) else ()
+    return dict(enumerate(names)) or None
 
 
 class MirroredDataset:

@@ -66,7 +66,7 @@ def wrap(objective: Objective, accelerator: Accelerator, settings: Settings) -> 
         objective.get_submodule(name).requires_grad_(False)
     objective = copy.deepcopy(objective) if settings.fsdp else objective
     objective.to(accelerator.device)
-    if settings.channels_last and not settings.fsdp:  # FSDP shards contiguous weights only; inputs are NHWC all the same
+    if settings.channels_last and not settings.fsdp:  # FSDP shards contiguous weights only; its inputs are NHWC
         objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if settings.compile:
         for module in objective.modules_by_name.values():

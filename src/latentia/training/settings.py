@@ -23,7 +23,7 @@ class Settings:
         progress: show a progress bar (a line every ten seconds when the output is not a terminal).
         channels_last: hold 4-D weights (with `fsdp` not these) and inputs as NHWC, which is faster on most hardware for
             large convolutions.
-        compile: `torch.compile` the trained modules.
+        compile: `torch.compile` the forward of the trained modules; a codec, trained by encode and decode, stays as is.
         tensorboard: also write TensorBoard events.
 
     Raises `InputError` for a value out of range, `UnknownChoiceError` for an unknown device or precision.

@@ -92,6 +92,11 @@ def test_half_precision_is_compared_in_float32(dtype):
         assert torch.equal(nearest_codes(z.float(), codes.float()), by_differences(z, codes))
 
 
+def test_shapes_without_numbers():
+    found = nearest_codes(torch.empty(5, 3, device="meta"), torch.empty(9, 3, device="meta"))
+    assert (found.shape, found.dtype, found.is_meta) == ((5,), torch.int64, True)
+
+
 def test_rows_that_are_not_finite_have_some_code_and_spoil_no_other():
     z, codes = normal(6, 3), normal(9, 3, seed=1)
     clean = nearest_codes(z, codes)

@@ -29,9 +29,10 @@ def nearest_codes(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """
     dtype = torch.promote_types(torch.promote_types(z.dtype, codes.dtype), torch.float32)
     z, codes = z.to(dtype), codes.to(dtype)
-    with torch.autocast(z.device.type, enabled=False):
+    device = "cpu" if z.is_meta else z.device.type  # meta tensors have no autocast to leave
+    with torch.autocast(device, enabled=False):
         half_norms = codes.square().sum(1) * 0.5  # (K,)
-        at_once = SCORES_AT_ONCE.get(z.device.type, 2**24)
+        at_once = SCORES_AT_ONCE.get(device, 2**24)
         rows = z.split(max(1, at_once // len(codes)))
         return torch.cat([_nearest(row, codes, half_norms) for row in rows])
 
@@ -39,6 +40,8 @@ def nearest_codes(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
 def _nearest(z: torch.Tensor, codes: torch.Tensor, half_norms: torch.Tensor) -> torch.Tensor:
     scores = torch.addmm(half_norms, z, codes.t(), alpha=-1)  # (n, K)
     best, index = scores.min(1)
+    if z.is_meta:
+        return index  # shapes and operations are counted, there is nothing to decide
     reach = best + _slack(z, half_norms)
     runner_up = scores.scatter_(1, index[:, None], float("inf")).amin(1)
     (doubtful,) = (runner_up <= reach).nonzero(as_tuple=True)

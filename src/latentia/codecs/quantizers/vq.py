@@ -39,27 +39,28 @@ class VectorQuantizer(Quantizer):
 
     def forward(self, z: torch.Tensor) -> Quantized:
         """z (B, d, ...) → values of the same shape, tokens (B, ...), loss; parts `codebook` and `commitment`."""
-        indices = self.assign(z)
-        codes = self._look_up(indices)
+        self.check_vectors(z)
+        rows = z.movedim(1, -1).contiguous()  # (B, ..., d): the layout in which codes come, and all below is fast
+        indices = self._nearest(rows)
+        codes = self.embedding(indices)
         dtype = torch.promote_types(z.dtype, torch.float32)
-        wide_z, wide_codes = z.to(dtype), codes.to(dtype)
-        codebook = F.mse_loss(wide_codes, wide_z.detach())
-        commitment = F.mse_loss(wide_z, wide_codes.detach()) if torch.is_grad_enabled() else codebook
+        wide, wide_codes = rows.to(dtype), codes.to(dtype)
+        codebook = F.mse_loss(wide_codes, wide.detach())
+        commitment = F.mse_loss(wide, wide_codes.detach()) if torch.is_grad_enabled() else codebook
         loss = self.beta * codebook + commitment if self.legacy_beta else codebook + self.beta * commitment
         # z − z is 0 exactly, so the values are the codes themselves; of a NaN it is NaN, which must not pass as a code.
-        values = (z - z.detach()) + codes.detach().to(z.dtype)
+        values = (z - z.detach()) + codes.detach().to(z.dtype).movedim(-1, 1)
         return Quantized(values, indices, loss, {"codebook": codebook.detach(), "commitment": commitment.detach()})
 
     def assign(self, z: torch.Tensor) -> torch.Tensor:
         """z (B, d, ...) → (B, ...), the first of the nearest codes at each position."""
         self.check_vectors(z)
-        rows = z.detach().movedim(1, -1)  # (B, ..., d)
-        return nearest_codes(rows.reshape(-1, self.dim), self.embedding.weight).view(rows.shape[:-1])
+        return self._nearest(z.movedim(1, -1))
 
     def embed(self, indices: torch.Tensor) -> torch.Tensor:
         """(B, ...) → their codes (B, d, ...); differentiable in the codebook."""
         self.check_indices(indices)
-        return self._look_up(indices).contiguous()
+        return self.embedding(indices).movedim(-1, 1).contiguous()
 
-    def _look_up(self, indices: torch.Tensor) -> torch.Tensor:
-        return self.embedding(indices).movedim(-1, 1)
+    def _nearest(self, rows: torch.Tensor) -> torch.Tensor:
+        return nearest_codes(rows.reshape(-1, self.dim), self.embedding.weight).view(rows.shape[:-1])
