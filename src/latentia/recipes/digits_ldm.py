@@ -13,8 +13,9 @@ def digits_ldm() -> DigitsLDM:
 
     Command: latentia train digits-ldm --out runs/digits-ldm
     Cost:    about 140 CPU-seconds (40 for the KL-VAE, 100 for the UNet), 1.5 minutes on 2 CPU cores.
-    Expect:  KL-VAE: PSNR 36.4 dB on test digits. DPM-Solver++-10 with EMA: accuracy_digits 0.99, frechet_digits 0.9 ± 0.2
-             × the floor (540 random real images against all), nearest-training-image distance 1.0 × held-out images'.
+    Expect:  KL-VAE: PSNR 36.4 dB on test digits. DPM-Solver++-10 with EMA: accuracy_digits 0.99, frechet_digits
+             0.9 ± 0.2 × the floor (540 random real images against all), nearest-training-image distance 1.0 × held-out
+             images'.
     """
     return DigitsLDM(
         name="digits-ldm",
