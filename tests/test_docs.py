@@ -107,7 +107,7 @@ def row(name: str, numbers: list[float]) -> str:
 def test_readme_python_runs():
     """On the folder that the quickstart's first block writes."""
     run(DOCS / "quickstart.md", blocks(DOCS / "quickstart.md", "python")[:1])
-    run(ROOT / "README.md", blocks(ROOT / "README.md", "python"))
+    assert len(run(ROOT / "README.md", blocks(ROOT / "README.md", "python"))["images"]) == 16
 
 
 def test_reference_is_fresh():

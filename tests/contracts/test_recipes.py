@@ -52,7 +52,8 @@ def test_docstring_states_command_cost_and_number(name):
 @every_recipe
 def test_the_stated_settings_are_accepted(name):
     command = registry.stated(registry.builder(name))["Command"]
-    override(registry.recipe(name), re.findall(r"(?<= )[\w.]+=\S+", command))
+    changed = override(registry.recipe(name), re.findall(r"(?<= )[\w.]+=\S+", command))
+    assert changed.name == name
 
 
 @every_recipe

@@ -5,16 +5,16 @@ images ─▶ codec (trained here, or given as a folder) ─▶ latents of unit 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field
 
-from latentia.recipes.parts import Average, Noise, Optim, Target, TrainedKL, UNet
-from latentia.recipes.recipe import Bench, Recipe, use_average
-from latentia.recipes.sources import PUBLISHED_SIZES, class_names, codec_like, load_codec, open_data
+from latentia.recipes.denoising import DenoisingRecipe
+from latentia.recipes.parts import TrainedKL
+from latentia.recipes.recipe import Bench
+from latentia.recipes.sources import PUBLISHED_SIZES, codec_like, load_codec
 
 if TYPE_CHECKING:
     import torch
@@ -23,34 +23,16 @@ if TYPE_CHECKING:
     from latentia.pipelines.latent import LatentDiffusionPipeline
     from latentia.recipes.plan import Work
     from latentia.training.latents import AnyCodec
-    from latentia.training.phase import Phase, PhaseResult
+    from latentia.training.phase import Phase
 
 
-class LatentDiffusion(Recipe):
+class LatentDiffusion(DenoisingRecipe):
     """Two phases: `vae` (skipped when `codec` is given), then `unet` on its latents."""
 
-    data: str = Field(description="digits, photos, hf:NAME, or a folder of images (of class folders)")
-    image_size: PositiveInt = Field(description="pixels a side")
-    image_channels: PositiveInt = Field(default=3, description="1 (grey) or 3 (RGB)")
-    num_classes: NonNegativeInt = Field(default=0, description="classes that the UNet is told; 0 is unconditional")
     codec: str | None = Field(default=None, description="folder of a trained first stage; none trains `vae` first")
     vae: TrainedKL = Field(description="the first stage that is trained when no codec is given")
     cache: bool = Field(default=True, description="encode the data once, not in every step")
     center: bool = Field(default=False, description="shift latents to mean 0 too (LDM only scales them)")
-    unet: UNet = Field(description="the denoiser")
-    objective: Target = Field(default=Target(), description="what is minimised")
-    noise: Noise = Field(default=Noise(), description="the diffusion process")
-    optim: Optim = Field(default=Optim(), description="optimizer of the UNet")
-    ema: Average = Field(default=Average(), description="average of the UNet's weights")
-
-    @model_validator(mode="after")
-    def _labels_to_drop(self) -> Self:
-        self.objective.check_classes(self.num_classes)
-        return self
-
-    def images(self, split: str = "train") -> Dataset:
-        """The real images, as `{"x": (N, C, H, W) in [-1, 1]}` and `label` when there are classes."""
-        return open_data(self.data, split, self.image_size, self.image_channels, num_classes=self.num_classes)
 
     def phases(self, bench: Bench) -> list[tuple[str, Callable[[], Phase]]]:
         """`vae` unless a codec is given, then `unet`."""
@@ -74,25 +56,10 @@ class LatentDiffusion(Recipe):
 
     def unet_phase(self, bench: Bench) -> Phase:
         """Train the denoiser on the codec's latents, rescaled to unit variance."""
-        from latentia.training.phase import Phase
-
         images = self.images()
-        bench.keep("id2label", class_names(images) if self.num_classes else None)
         codec = bench.keep("codec", self.first_stage(bench, images))
         channels, size = codec.latent_shape((self.image_channels, self.image_size, self.image_size))[:2]
-        unet = bench.keep("unet", self.unet.build(size, channels, self.num_classes))
-        scheduler = bench.keep("scheduler", self.noise.build())
-        return Phase(
-            name="unet",
-            objective=self.objective.build(unet, scheduler),
-            data=self.latents(codec, images),
-            steps=self.steps,
-            batch_size=self.batch_size,
-            optim=self.optim.build(),
-            accumulate=self.accumulate,
-            ema=self.ema.build(),
-            preview=lambda: self.preview(bench),
-        )
+        return self.denoising_phase(bench, images, self.latents(codec, images), size, channels)
 
     def first_stage(self, bench: Bench, images: Dataset) -> AnyCodec:
         """The codec, frozen; one trained here is scaled by 1/std of the data's latents (LDM's rule)."""
@@ -120,20 +87,6 @@ class LatentDiffusion(Recipe):
         sampler = DDIMScheduler.from_config(bench.parts["scheduler"].config, timestep_spacing="trailing")
         codec, unet, names = bench.module("codec"), bench.module("unet"), bench.parts.get("id2label")
         return LatentDiffusionPipeline(vae=codec, unet=unet, scheduler=sampler, id2label=names)
-
-    def preview(self, bench: Bench) -> torch.Tensor:
-        """Sixteen pictures (16, C, H, W) from the present weights, for the training log."""
-        from latentia.pipelines.distributed import sample_sharded
-
-        labels = [i % self.num_classes for i in range(16)] if self.num_classes else None
-        pipe = self.pipeline(bench)
-        pipe.set_progress_bar_config(disable=True)
-        return sample_sharded(pipe, 16, seed=self.seed, class_labels=labels, num_inference_steps=20) * 2 - 1
-
-    def finish(self, bench: Bench, results: Mapping[str, PhaseResult], out: Path) -> None:
-        """Save codec, averaged UNet and scheduler as a pipeline."""
-        use_average(results["unet"])
-        self.pipeline(bench).save_pretrained(out / "pipeline")
 
     def work(self) -> list[Work]:
         """The codec's training (or not), its encoding of the data, the UNet's training."""

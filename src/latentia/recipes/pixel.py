@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field
 
-from latentia.recipes.parts import Average, Noise, Optim, Target, UNet
-from latentia.recipes.recipe import Bench, Recipe, use_average
-from latentia.recipes.sources import class_names, open_data
+from latentia.recipes.denoising import DenoisingRecipe
+from latentia.recipes.parts import Noise
+from latentia.recipes.recipe import Bench
+from latentia.recipes.sources import open_data
 
 if TYPE_CHECKING:
     import torch
@@ -19,30 +19,17 @@ if TYPE_CHECKING:
     from latentia.core.protocols import Dataset
     from latentia.pipelines.pixel import DDPMPipeline
     from latentia.recipes.plan import Work
-    from latentia.training.phase import Phase, PhaseResult
+    from latentia.training.phase import Phase
 
 
-class PixelDiffusion(Recipe):
+class PixelDiffusion(DenoisingRecipe):
     """One phase, `unet`, on images in [-1, 1]."""
 
-    data: str = Field(description="digits, photos, hf:NAME, or a folder of images (of class folders)")
-    image_size: PositiveInt = Field(description="pixels a side")
-    image_channels: PositiveInt = Field(default=3, description="1 (grey) or 3 (RGB)")
     flip: bool = Field(default=False, description="mirror each image with probability one half")
-    num_classes: NonNegativeInt = Field(default=0, description="classes that the UNet is told; 0 is unconditional")
-    unet: UNet = Field(description="the denoiser")
-    objective: Target = Field(default=Target(), description="what is minimised")
     noise: Noise = Field(default=Noise(clip_sample=True), description="the diffusion process")
-    optim: Optim = Field(default=Optim(), description="optimizer")
-    ema: Average = Field(default=Average(), description="average of the weights")
-
-    @model_validator(mode="after")
-    def _labels_to_drop(self) -> Self:
-        self.objective.check_classes(self.num_classes)
-        return self
 
     def images(self, split: str = "train") -> Dataset:
-        """The real images, as `{"x": (N, C, H, W) in [-1, 1]}` and `label` when there are classes."""
+        """The real images, mirrored at random when they are to be trained on and `flip` is set."""
         size, channels, flip = self.image_size, self.image_channels, self.flip and split == "train"
         return open_data(self.data, split, size, channels, num_classes=self.num_classes, flip=flip)
 
@@ -52,23 +39,8 @@ class PixelDiffusion(Recipe):
 
     def unet_phase(self, bench: Bench) -> Phase:
         """Train the denoiser on the images."""
-        from latentia.training.phase import Phase
-
         images = self.images()
-        bench.keep("id2label", class_names(images) if self.num_classes else None)
-        unet = bench.keep("unet", self.unet.build(self.image_size, self.image_channels, self.num_classes))
-        scheduler = bench.keep("scheduler", self.noise.build())
-        return Phase(
-            name="unet",
-            objective=self.objective.build(unet, scheduler),
-            data=images,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            optim=self.optim.build(),
-            accumulate=self.accumulate,
-            ema=self.ema.build(),
-            preview=lambda: self.preview(bench),
-        )
+        return self.denoising_phase(bench, images, images, self.image_size, self.image_channels)
 
     def pipeline(self, bench: Bench) -> DDPMPipeline:
         """UNet and the scheduler it was trained with; the weights as they are now."""
@@ -76,22 +48,6 @@ class PixelDiffusion(Recipe):
 
         unet, scheduler = bench.module("unet"), bench.parts["scheduler"]
         return DDPMPipeline(unet=unet, scheduler=scheduler, id2label=bench.parts.get("id2label"))
-
-    def preview(self, bench: Bench) -> torch.Tensor:
-        """Sixteen pictures (16, C, H, W) by DDIM-20 from the present weights, for the training log."""
-        from latentia.pipelines.distributed import sample_sharded
-        from latentia.schedulers.ddim import DDIMScheduler
-
-        pipe = self.pipeline(bench)
-        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
-        pipe.set_progress_bar_config(disable=True)
-        labels = [i % self.num_classes for i in range(16)] if self.num_classes else None
-        return sample_sharded(pipe, 16, seed=self.seed, class_labels=labels, num_inference_steps=20) * 2 - 1
-
-    def finish(self, bench: Bench, results: Mapping[str, PhaseResult], out: Path) -> None:
-        """Save the averaged UNet and scheduler as a pipeline."""
-        use_average(results["unet"])
-        self.pipeline(bench).save_pretrained(out / "pipeline")
 
     def work(self) -> list[Work]:
         """The UNet's training."""

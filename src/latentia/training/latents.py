@@ -9,11 +9,11 @@ import torch
 from latentia.codecs.autoencoder import Autoencoder
 from latentia.codecs.autoencoder_kl import AutoencoderKL
 from latentia.codecs.vq_model import VQModel
+from latentia.core.arguments import check_count
 from latentia.core.protocols import Batch, Dataset
 from latentia.core.rng import derive_seed, sample_generators
 from latentia.data.dataset import TensorDataset
 from latentia.errors import InputError
-from latentia.training.settings import check_count
 
 AnyCodec = Autoencoder | AutoencoderKL | VQModel
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from latentia.core.arguments import check_count
 from latentia.core.protocols import Dataset
 from latentia.data.dataset import TensorDataset
 from latentia.errors import InputError, check_choice
 from latentia.training.objective import Objective
-from latentia.training.settings import check_count
 
 SCHEDULES = ("constant", "cosine", "linear")
 OPTIMIZERS = ("adam", "adamw")

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from latentia.errors import InputError, check_choice
+from latentia.core.arguments import check_count
+from latentia.errors import check_choice
 
 PRECISIONS = ("no", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
@@ -48,9 +49,3 @@ class Settings:
         check_count("save_every", self.save_every)
         check_count("log_every", self.log_every)
         check_count("preview_every", self.preview_every, least=0)
-
-
-def check_count(name: str, value: object, least: int = 1) -> None:
-    """Raise `InputError` unless `value` is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name} must be an integer of at least {least}, got {value!r}")
