@@ -12,7 +12,7 @@ from latentia.recipes import registry
 
 LATENTIA = (sys.executable, "-m", "latentia")
 PLAIN = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
-TINY = ("batch_size=8", "unet.channels=8,16", "unet.groups=4", "unet.head_dim=8", "device=cpu")
+TINY = ("batch_size=8", "unet.channels=8,16", "unet.groups=4", "unet.head_dim=8")
 
 
 def call(*arguments, **env):

@@ -4,14 +4,19 @@ import multiprocessing
 import os
 import signal
 import socket
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from latentia.errors import TrainingError
+from latentia.training import parallel
 from latentia.training.objective import Loss, Objective
+from latentia.training.parallel import start_accelerator
 from latentia.training.phase import EMA, Optim, Phase
+from latentia.training.settings import Settings
 
 
 class Plain(Objective):
@@ -212,3 +217,22 @@ def test_sharded_previews_see_whole_averaged_weights(lab, tmp_path):
 
     assert torchrun(target) == [0, 0]
     assert (tmp_path / "run/samples/plain-00000004.png").is_file()
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_processes_find_each_other_whatever_the_device_is_called(device):
+    """`auto` where there is no GPU means the CPU, for Accelerate too."""
+
+    def target(rank):
+        found = start_accelerator(Settings(device=device))
+        assert (found.num_processes, found.process_index) == (2, rank)
+
+    assert torchrun(target) == [0, 0]
+
+
+def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
+    alone = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
+    monkeypatch.setattr(parallel, "Accelerator", lambda **_: alone)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match="2 processes were started, but Accelerate sees 1"):
+        start_accelerator(Settings())

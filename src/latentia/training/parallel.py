@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from latentia.core.protocols import Batch
-from latentia.errors import InputError
+from latentia.errors import InputError, TrainingError
 from latentia.training.objective import Objective
 from latentia.training.settings import Settings
 
@@ -22,7 +22,8 @@ PLAIN = (torch.Tensor, nn.Parameter)
 def start_accelerator(settings: Settings) -> Accelerator:
     """Accelerate for these settings: the device, the processes that `torchrun` started, autocast, loss scaling.
 
-    Raises `InputError` when the device is not there, when `fp16` is asked of a CPU, and for `fsdp` with one process.
+    Raises `InputError` when the device is not there, when `fp16` is asked of a CPU, and for `fsdp` with one process;
+    `TrainingError` when the processes that were started do not find each other.
     """
     kind = settings.device.split(":")[0]
     present = {
@@ -37,7 +38,15 @@ def start_accelerator(settings: Settings) -> Accelerator:
     # Accelerate's state is process-wide and refuses another precision or device than the first one asked for.
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-    accelerator = Accelerator(cpu=kind == "cpu", mixed_precision=settings.precision)
+    # Accelerate joins processes on CPUs only when it is told that they are meant.
+    on_cpu = kind == "cpu" or (kind == "auto" and not any(present.values()))
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=settings.precision)
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != started:
+        raise TrainingError(
+            f"{started} processes were started, but Accelerate sees {accelerator.num_processes}: they would each train "
+            "alone and overwrite each other; start them with torchrun, and see that all find the same kind of device"
+        )
     if settings.precision == "fp16" and accelerator.device.type == "cpu":
         raise InputError("precision 'fp16' needs a GPU: use 'bf16' or 'no' on the CPU")
     if settings.fsdp and settings.precision == "fp16":
