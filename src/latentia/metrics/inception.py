@@ -5,7 +5,7 @@ Inception v3 in three ways: 1008 classes, average pools that do not count their 
 the last block. Names of parameters are those of the published PyTorch conversion of the weights.
 
 Verified by tests: the number of parameters against the published 23,834,568 of Inception v3 (1000 classes, no
-auxiliary head), and a forward pass against a second, independent transcription of the blocks' wiring.
+auxiliary head); the wiring of blocks C and E against a second transcription; blocks A, B and D by their shapes.
 Not verified: values with the standard weights, which are not shipped.
 """
 
