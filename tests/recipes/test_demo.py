@@ -6,6 +6,7 @@ import warnings
 import pytest
 
 from latentia import AutoencoderKL, ConvClassifier, DiffusionPipeline
+from latentia.errors import InputError
 from latentia.recipes.demo import digits_demo
 from latentia.recipes.overrides import override
 from latentia.recipes.run import run_recipe
@@ -73,3 +74,14 @@ def test_the_page_and_everything_behind_it_are_there(told):
     assert list((out / "tensorboard").rglob("events.*"))
     assert ConvClassifier.from_pretrained(out / "judge").name == "digits"
     assert isinstance(DiffusionPipeline.from_pretrained(out / "pipeline").vae, AutoencoderKL)
+
+
+@pytest.mark.parametrize("setting", ["data=photos", "num_classes=0", "image_channels=3", "codec=somewhere"])
+def test_a_demo_of_something_else_is_refused_before_it_trains(setting):
+    changed = [setting, "objective.label_dropout=0"]
+    with pytest.raises(InputError, match="the demo tells of digits and trains its own codec"):
+        override(digits_demo(), changed)
+
+
+def test_the_dry_run_counts_every_phase():
+    assert {work.phase for work in digits_demo().work() if work.trained} == {"judge", "autoencoder", "vae", "unet"}

@@ -9,15 +9,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from latentia.recipes.digits_ldm import DigitsLDM, digits_ldm
 from latentia.recipes.recipe import Bench
 
 if TYPE_CHECKING:
+    from latentia.codecs.autoencoder import Autoencoder
+    from latentia.recipes.plan import Work
     from latentia.training.phase import Phase, PhaseResult
+
+JUDGED = 64
+"""Images in one step of the judge's training."""
 
 Count = Annotated[int, Field(ge=20, le=540, multiple_of=10)]
 
@@ -30,6 +35,16 @@ class Demo(DigitsLDM):
     chain_pictures: Count = Field(50, description="pictures made by the ancestral chain, which is slow")
     chain_steps: Annotated[int, Field(ge=1, le=1000)] = Field(1000, description="steps of the ancestral chain (DDPM)")
 
+    @model_validator(mode="after")
+    def _only_digits(self) -> Self:
+        told = {"data": "digits", "num_classes": 10, "image_channels": 1, "codec": None}
+        changed = [f"{name}={getattr(self, name)!r}" for name, value in told.items() if getattr(self, name) != value]
+        if changed:
+            raise ValueError(
+                f"the demo tells of digits and trains its own codec, so {', '.join(changed)}: use digits-ldm"
+            )
+        return self
+
     def phases(self, bench: Bench) -> list[tuple[str, Callable[[], Phase]]]:
         """The judge and the plain autoencoder, then those of `digits-ldm`."""
         first = [("judge", lambda: self.judge_phase(bench)), ("autoencoder", lambda: self.autoencoder_phase(bench))]
@@ -40,16 +55,14 @@ class Demo(DigitsLDM):
         from latentia.metrics.classifier import ConvClassifier
         from latentia.recipes.judge import judge_phase
 
-        return judge_phase(bench.keep("judge", ConvClassifier()), self.images(), self.judge_steps)
+        return judge_phase(bench.keep("judge", ConvClassifier()), self.images(), self.judge_steps, JUDGED)
 
     def autoencoder_phase(self, bench: Bench) -> Phase:
         """Train the plain autoencoder: the KL-VAE's sizes and steps, without posterior and KL."""
-        from latentia.codecs.autoencoder import Autoencoder
         from latentia.training.objectives import ReconstructionObjective
         from latentia.training.phase import Phase
 
-        sizes = self.vae.build(self.image_size, self.image_channels).config
-        codec = bench.keep("autoencoder", Autoencoder.from_config(sizes))
+        codec = bench.keep("autoencoder", self.plain_autoencoder())
         return Phase(
             name="autoencoder",
             objective=ReconstructionObjective(codec, reduction=self.vae.reduction, loss=self.vae.loss),
@@ -58,6 +71,27 @@ class Demo(DigitsLDM):
             batch_size=self.vae.batch_size,
             optim=self.vae.optim.build(),
         )
+
+    def plain_autoencoder(self) -> Autoencoder:
+        """The KL-VAE's sizes without its posterior."""
+        from latentia.codecs.autoencoder import Autoencoder
+
+        made: Autoencoder = Autoencoder.from_config(self.vae.build(self.image_size, self.image_channels).config)
+        return made
+
+    def work(self) -> list[Work]:
+        """The judge's and the plain autoencoder's training, then that of `digits-ldm`."""
+        from latentia.metrics.classifier import ConvClassifier
+        from latentia.recipes.plan import Work
+
+        rest = super().work()
+        images = rest[0].inputs
+        size = self.vae.batch_size
+        return [
+            Work("judge", "judge", ConvClassifier, images, self.judge_steps * JUDGED, JUDGED, JUDGED),
+            Work("autoencoder", "codec", self.plain_autoencoder, images, self.vae.steps * size, size, size),
+            *rest,
+        ]
 
     def finish(self, bench: Bench, results: Mapping[str, PhaseResult], out: Path) -> None:
         """Save everything that was trained, then make, judge and show the pictures of all models."""

@@ -44,7 +44,7 @@ def write_report(story: Story, out: Path) -> None:
     page.section(
         "From autoencoder to latent diffusion",
         "All three were trained here, from scratch, on 1,257 real digits. An autoencoder compresses a picture into "
-        "8 × 8 numbers, but random numbers mean nothing to its decoder. A KL-VAE asks each number to be spread like a "
+        f"{numbers_of(story)}, but random numbers mean nothing to its decoder. A KL-VAE asks each to be spread like a "
         "normal distribution, softly, so as not to blur; but the numbers of a digit belong together, and random ones "
         "do not. Latent diffusion learns which belong together, and the same KL-VAE's decoder makes them pictures.",
     )
@@ -67,7 +67,7 @@ def write_report(story: Story, out: Path) -> None:
     page.pictures([(tile(row.x[:20], 10), caption(row)) for row in story.rows if row.sampler.startswith("DPM")])
     page.section(
         "What the codecs lose",
-        "Test images above, their reconstructions below: 1,024 pixels through 64 numbers.",
+        f"Test images above, reconstructions below: {story.test[0].numel():,} pixels through {numbers_of(story)}.",
     )
     page.pictures(
         [
@@ -93,6 +93,12 @@ def write_report(story: Story, out: Path) -> None:
         ],
     )
     page.write(out / "report.html")
+
+
+def numbers_of(story: Story) -> str:
+    """How many numbers a latent is."""
+    side = story.recipe.image_size // story.recipe.vae.factor
+    return f"{side * side * story.recipe.vae.latent_channels:,} numbers"
 
 
 def lead(story: Story, best: Row) -> str:
