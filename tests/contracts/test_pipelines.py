@@ -1,4 +1,4 @@
-"""Every public pipeline class keeps one contract: folder, callbacks, cancel, seeds, threads, errors."""
+"""Every public pipeline that makes pictures of classes, or of nothing, keeps one contract: folder, callbacks, cancel, seeds, threads, errors."""
 
 import inspect
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +11,7 @@ from latentia import AutoencoderKL, DDIMScheduler, DDPMScheduler, DiffusionPipel
 from latentia.core.images import OUTPUT_TYPES
 from latentia.errors import Cancelled, InputError, UnknownChoiceError
 from latentia.pipelines.callbacks import CancelToken, MultiPipelineCallbacks, PipelineCallback, Trajectory
+from latentia.pipelines.image_pipeline import ImagePipeline
 
 
 def unet(channels, **arguments):
@@ -51,7 +52,7 @@ BUILDERS = {
 
 def public_pipelines():
     found = [getattr(latentia, name) for name in latentia.__all__ if name.endswith("Pipeline")]
-    return [cls for cls in found if not inspect.isabstract(cls)]
+    return [cls for cls in found if issubclass(cls, ImagePipeline) and not inspect.isabstract(cls)]
 
 
 def build(cls, **arguments):
@@ -235,7 +236,7 @@ def test_nothing_is_recorded_for_autograd(cls):
 
 def public_schedulers():
     found = [getattr(latentia, name) for name in latentia.__all__ if name.endswith("Scheduler")]
-    return [cls for cls in found if not inspect.isabstract(cls)]
+    return [cls for cls in found if issubclass(cls, ImagePipeline) and not inspect.isabstract(cls)]
 
 
 @pytest.mark.parametrize("scheduler", public_schedulers(), ids=lambda cls: cls.__name__)

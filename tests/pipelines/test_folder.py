@@ -128,7 +128,7 @@ ATTACKS = [
     ({"unet": ["evil_module", "UNet2DModel"]}, "Code in a model folder is never run"),
     ({"unet": ["unet.evil", "Evil"]}, "never run"),
     ({"unet": ["os", "system"]}, "asks for 'system' of 'os'"),
-    ({"unet": ["transformers", "CLIPTextModel"]}, "which Latentia does not load"),
+    ({"unet": ["transformers", "GPT2LMHeadModel"]}, "which Latentia does not load"),
     ({"unet": ["diffusers", "UNet2DModle"]}, "did you mean 'UNet2DModel'"),
     ({"unet": ["diffusers", "DDIMPipeline"]}, "unknown component class 'DDIMPipeline'"),
     ({"unet": ["diffusers", "__getattr__"]}, "unknown component class"),

@@ -32,6 +32,7 @@ class PipelineCall:
     """The `pipe` that a callback receives: the pipeline, as this one call sees it.
 
     Reads fall through to the pipeline, except `scheduler` (this call's own copy) and the state below.
+    `timesteps` are the scheduler's, or those of them that the call visits (an image as the start skips the first).
     Writes stay in the call:
 
         guidance_scale, guidance_rescale: take effect from the next step on.
@@ -44,6 +45,7 @@ class PipelineCall:
         pipeline: "DiffusionPipeline",
         scheduler: Scheduler,
         *,
+        timesteps: torch.Tensor | None = None,
         tensors: Mapping[str, torch.Tensor] | None = None,
         guidance_scale: float = 1.0,
         guidance_rescale: float = 0.0,
@@ -52,11 +54,12 @@ class PipelineCall:
     ) -> None:
         interval = guidance.check_interval(guidance_interval)
         horizon = scheduler.config.num_train_timesteps
+        timesteps = scheduler.timesteps if timesteps is None else timesteps
         vars(self).update(
             _pipeline=pipeline,
             scheduler=scheduler,
-            timesteps=scheduler.timesteps,
-            num_timesteps=len(scheduler.timesteps),
+            timesteps=timesteps,
+            num_timesteps=len(timesteps),
             tensors=dict(tensors or {}),
             step_index=0,
             interrupt=False,
@@ -64,7 +67,8 @@ class PipelineCall:
             guidance_scale=guidance.check_scale(guidance_scale),
             guidance_rescale=guidance.check_rescale(guidance_rescale),
             guidance_interval=interval,
-            _guided=[guidance.is_active(t, horizon, interval) for t in scheduler.timesteps.tolist()],
+            _guided=[guidance.is_active(t, horizon, interval) for t in timesteps.tolist()],
+            _joined={},
         )
 
     _pipeline: "DiffusionPipeline"
@@ -80,6 +84,7 @@ class PipelineCall:
     guidance_rescale: float
     guidance_interval: tuple[float, float]
     _guided: list[bool]
+    _joined: dict[tuple[str, ...], tuple[tuple[torch.Tensor, ...], torch.Tensor]]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # asked by copy and pickle of an object that has no state yet
@@ -108,6 +113,14 @@ class PipelineCall:
     def do_classifier_free_guidance(self) -> bool:
         """Whether this step runs both halves."""
         return self.current_scale > 1
+
+    def joined(self, *names: str) -> torch.Tensor:
+        """The named tensors behind one another along the batch; joined anew only when a callback replaced one."""
+        parts = tuple(self.tensors[name] for name in names)
+        made = self._joined.get(names)
+        if made is None or any(a is not b for a, b in zip(made[0], parts)):
+            made = self._joined[names] = parts, torch.cat(parts)
+        return made[1]
 
     def begin_step(self, index: int) -> None:
         """Enter turn `index` of the loop. Raises `Cancelled` if the call shall stop before it."""

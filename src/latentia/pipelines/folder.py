@@ -9,26 +9,43 @@ Nothing is imported on the folder's word: a class is looked up in Latentia's own
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 import torch
+from torch import nn
 
+from latentia.core import transaction
 from latentia.core.config import FORMAT_VERSION, ConfigMixin, to_json
 from latentia.core.files import read_json, refused, write_text_atomic
 from latentia.core.hub import resolve_folder
 from latentia.core.model import ModelMixin
-from latentia.core.weight_files import index_name, locate, single_name
+from latentia.core.weight_files import index_name, locate, single_name, variants
 from latentia.errors import ArtifactError, nearest
 
 INDEX = "model_index.json"
-LATENTIA_ONLY = frozenset({"Autoencoder", "ConvClassifier", "LatentDiffusionPipeline"})
-"""Public classes that Diffusers does not have; their library in the index is `latentia`."""
+LIBRARIES = {
+    "Autoencoder": "latentia",
+    "CLIPTextModel": "transformers",
+    "ConvClassifier": "latentia",
+    "LDMBertModel": "latent_diffusion",
+    "LatentDiffusionPipeline": "latentia",
+}
+"""Library under which a public class stands in an index, where it is not `diffusers`."""
 OWN_LIBRARIES = ("diffusers", "latentia")
-FOREIGN: dict[tuple[str, str], Callable[[Path], Any]] = {}
-"""(library, class) → loader, for components of other libraries such as `("transformers", "CLIPTextModel")`."""
+TRANSFORMERS = "transformers"
+"""The library of tokenizers (`conditioners.tokenizers` knows which of its classes are loaded) and text encoders."""
+TEXT_ENCODERS = ("BertModel", "CLIPTextModelWithProjection", "T5EncoderModel")
+"""Text encoders of transformers that are loaded by transformers itself."""
+UNUSED = {
+    ("stable_diffusion", "StableDiffusionSafetyChecker"),
+    ("transformers", "CLIPFeatureExtractor"),
+    ("transformers", "CLIPImageProcessor"),
+    ("transformers", "CLIPVisionModelWithProjection"),
+}
+"""(library, class) of components that Diffusers' folders hold and that no pipeline here runs."""
 
 Base = TypeVar("Base")
 
@@ -73,13 +90,25 @@ def _entry(path: Path, name: str, value: list[str | None]) -> tuple[str, str] | 
         return None
     if library is None or class_name is None:
         raise ArtifactError(f"{path}: {name} is {value!r}: expected [library, class], or [null, null] for none")
-    if library not in OWN_LIBRARIES and (library, class_name) not in FOREIGN:
-        known = ", ".join([*OWN_LIBRARIES, *sorted({lib for lib, _ in FOREIGN})])
+    if source_of(library, class_name) is None:
         raise ArtifactError(
-            f"{path}: {name} asks for {class_name!r} of {library!r}, which Latentia does not load; libraries: {known}. "
-            f"Code in a model folder is never run"
+            f"{path}: {name} asks for {class_name!r} of {library!r}, which Latentia does not load; libraries: "
+            f"{', '.join([*OWN_LIBRARIES, *sorted(set(LIBRARIES.values()) - set(OWN_LIBRARIES))])}. "
+            "Code in a model folder is never run"
         )
     return library, class_name
+
+
+def source_of(library: str, class_name: str) -> str | None:
+    """Who builds a component: `own`, `tokenizer`, `transformers`, nobody (`unused`); None for a refused class."""
+    if library in OWN_LIBRARIES or LIBRARIES.get(class_name) == library:
+        return "own"
+    if (library, class_name) in UNUSED:
+        return "unused"
+    if library == TRANSFORMERS and class_name in TEXT_ENCODERS:
+        return "transformers"
+    tokenizes = class_name.endswith(("Tokenizer", "TokenizerFast", "TokenizersBackend"))
+    return "tokenizer" if library == TRANSFORMERS and tokenizes else None
 
 
 def fetch_index(
@@ -105,26 +134,54 @@ def fetch_index(
     index = read_index(folder)
     if Path(name_or_path).expanduser().is_dir():
         return index
-    names = [name for name, entry in index.components.items() if entry is not None]
-    single = single_name(variant)
-    weights = [single, single.replace(".safetensors", "-?????-of-?????.safetensors"), index_name(variant)]
-    patterns = [f"{name}/{file}" for name in names for file in ("*config.json", *weights)]
+    names = [name for name, entry in index.components.items() if entry is not None and source_of(*entry) != "unused"]
+    patterns = [f"{name}/{file}" for name in names for file in _files_of(index, name, variant)]
     folder = resolve([INDEX, *patterns], lambda found: all(_has_part(found, index, n, variant) for n in names))
     return read_index(folder)
 
 
-def _has_part(folder: Path, index: PipelineIndex, name: str, variant: str | None) -> bool:
+def _files_of(index: PipelineIndex, name: str, variant: str | None) -> list[str]:
+    """Patterns of the files that a component may consist of; the default weights stand in for a missing variant."""
     entry = index.components[name]
-    part = folder / name
-    if entry is None or entry in FOREIGN or not part.is_dir():
-        return entry is None or part.is_dir()
-    if not issubclass(public_class(entry[1], ConfigMixin, "component class", index.folder / INDEX), ModelMixin):
-        return True
+    if entry is not None and source_of(*entry) == "tokenizer":
+        return ["*.json", "*.txt", "*.model"]
+    stem = _stem(index, name)
+    if stem is None:
+        return ["*config.json"]
+    files = ["*config.json"]
+    for tag in {None, variant}:
+        single = single_name(tag, stem)
+        shards = single.replace(".safetensors", "-?????-of-?????.safetensors")
+        files += [single, shards, index_name(tag, stem)]
+    return files
+
+
+def _stem(index: PipelineIndex, name: str) -> str | None:
+    """First part of the weight files' names of a component; None for one without weights."""
+    entry = index.components[name]
+    source = entry and source_of(*entry)
+    if entry is None or source in ("tokenizer", "unused"):
+        return None
+    if source == "transformers":
+        return "model"
+    found = public_class(entry[1], ConfigMixin, "component class", index.folder / INDEX)
+    return found.weights_stem if issubclass(found, ModelMixin) else None
+
+
+def _has_part(folder: Path, index: PipelineIndex, name: str, variant: str | None) -> bool:
+    part, stem = folder / name, _stem(index, name)
+    if stem is None or not part.is_dir():
+        return part.is_dir()
     try:
-        locate(part, variant)
+        locate(part, _present_variant(part, variant, stem), stem)
     except ArtifactError:
         return False
     return (part / ModelMixin.config_name).is_file()
+
+
+def _present_variant(part: Path, variant: str | None, stem: str) -> str | None:
+    """`variant` where the part has it, else the default: few folders hold every part in every variant."""
+    return variant if variant in variants(transaction.names(part), stem) else None
 
 
 def public_class(name: str, base: type[Base], kind: str, path: Path) -> type[Base]:
@@ -142,20 +199,73 @@ def _is_kind(found: Any, base: type[Base]) -> TypeGuard[type[Base]]:
     return isinstance(found, type) and issubclass(found, base) and not inspect.isabstract(found)
 
 
-def load_component(index: PipelineIndex, name: str, dtype: torch.dtype | None, variant: str | None) -> Any:
-    """Build one component from its sub-folder; None where the index has `[null, null]`."""
+def load_components(
+    index: PipelineIndex, names: Iterable[str], dtype: torch.dtype | None, variant: str | None
+) -> dict[str, Any]:
+    """Build the components `names`, each from its sub-folder; None where the index has `[null, null]`.
+
+    A part without the `variant` is read in the default one. Raises `ArtifactError` when no part has it, and for all
+    missing folders at once.
+    """
+    present = [name for name in names if index.components[name] is not None]
+    lost = [name for name in present if not (index.folder / name).is_dir()]
+    if lost:
+        raise ArtifactError(
+            f"{index.folder / INDEX} names {', '.join(map(repr, lost))}, but {_folders(index, lost)} missing: "
+            "copy or download the whole folder"
+        )
+    weighted = {name: stem for name in present if (stem := _stem(index, name))}
+    tags = {name: _present_variant(index.folder / name, variant, stem) for name, stem in weighted.items()}
+    if variant is not None and not any(tags.values()):
+        held = {tag or "default" for name, stem in weighted.items() for tag in _variants(index.folder / name, stem)}
+        raise ArtifactError(
+            f"no part of {index.folder} has the variant {variant!r}; there are: {', '.join(sorted(held)) or 'none'}"
+        )
+    return {name: _load_component(index, name, dtype, tags.get(name)) for name in names}
+
+
+def _folders(index: PipelineIndex, names: list[str]) -> str:
+    return ", ".join(str(index.folder / name) for name in names) + (" is" if len(names) == 1 else " are")
+
+
+def _variants(part: Path, stem: str) -> Iterable[str | None]:
+    return variants(transaction.names(part), stem)
+
+
+def _load_component(index: PipelineIndex, name: str, dtype: torch.dtype | None, variant: str | None) -> Any:
     entry = index.components[name]
     if entry is None:
         return None
     folder = index.folder / name
-    if not folder.is_dir():
-        raise ArtifactError(f"{index.folder / INDEX} names {name!r}, but {folder} is missing: copy the whole folder")
-    if entry in FOREIGN:
-        return FOREIGN[entry](folder)
+    source = source_of(*entry)
+    if source == "tokenizer":
+        from latentia.conditioners.tokenizers import load_tokenizer
+
+        return load_tokenizer(folder, entry[1])
+    if source == "transformers":
+        return _load_transformers(folder, entry[1], dtype, variant)
     found = public_class(entry[1], ConfigMixin, "component class", index.folder / INDEX)
     if issubclass(found, ModelMixin):
         return found.from_pretrained(folder, dtype=dtype, variant=variant)
     return found.from_config(found.load_config(folder))
+
+
+def _load_transformers(folder: Path, class_name: str, dtype: torch.dtype | None, variant: str | None) -> Any:
+    """A text encoder by transformers, from safetensors and without its progress bar."""
+    import transformers
+
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        kind = getattr(transformers, class_name)
+        return kind.from_pretrained(
+            folder, dtype=dtype or torch.float32, variant=variant, use_safetensors=True, local_files_only=True
+        ).eval()
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder} cannot be read as a {class_name}: {error}") from error
+    finally:
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
 
 
 def entry_of(component: object) -> list[str | None]:
@@ -170,7 +280,7 @@ def entry_of(component: object) -> list[str | None]:
 
 def library_of(class_name: str) -> str:
     """The library under which a public class stands in an index."""
-    return "latentia" if class_name in LATENTIA_ONLY else "diffusers"
+    return LIBRARIES.get(class_name, "diffusers")
 
 
 def save_component(component: Any, folder: Path, variant: str | None, max_shard_size: int | str) -> None:
@@ -179,8 +289,12 @@ def save_component(component: Any, folder: Path, variant: str | None, max_shard_
         component.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
     elif isinstance(component, ConfigMixin):
         component.save_config(folder)
+    elif isinstance(component, nn.Module):  # a text encoder of transformers
+        component.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
     elif component is not None:
-        component.save_pretrained(folder)
+        from latentia.conditioners.tokenizers import save_tokenizer
+
+        save_tokenizer(component, folder)
 
 
 def remove_index(folder: Path) -> None:

@@ -51,14 +51,21 @@ def predict_guided(
     if scale <= 1:
         return model(z, t, **cond)
     both = {name: torch.cat([uncond[name], cond[name]]) for name in cond}
-    without, given = model(torch.cat([z, z]), t, **both).chunk(2)
-    channels = z.shape[1]
+    return combine(model(torch.cat([z, z]), t, **both), scale, rescale, channels=z.shape[1])
+
+
+def combine(both: torch.Tensor, scale: float, rescale: float = 0.0, channels: int | None = None) -> torch.Tensor:
+    """The guided prediction from the halves [uncond, cond] of one batch; only the first `channels` are guided."""
+    without, given = both.chunk(2)
+    if channels is None or channels == both.shape[1]:
+        guided = guide(without, given, scale)
+        return rescale_to(guided, given, rescale) if rescale else guided
     variance = given[:, channels:]
     without, given = without[:, :channels], given[:, :channels]
     guided = guide(without, given, scale)
     if rescale:
         guided = rescale_to(guided, given, rescale)
-    return torch.cat([guided, variance], dim=1) if variance.shape[1] else guided
+    return torch.cat([guided, variance], dim=1)
 
 
 def is_active(t: float, num_train_timesteps: int, interval: tuple[float, float]) -> bool:

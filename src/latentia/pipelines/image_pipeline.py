@@ -1,26 +1,23 @@
 """ImagePipeline: everything between the arguments of a call and the loop, for pictures with or without classes."""
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
 
 from latentia.core.arguments import check_count
-from latentia.core.evaluating import evaluating
-from latentia.core.images import OUTPUT_TYPES, as_output
-from latentia.core.rng import Generators, randn
-from latentia.errors import InputError, NonFiniteError, check_choice
+from latentia.core.images import OUTPUT_TYPES
+from latentia.core.rng import Generators
+from latentia.errors import InputError, check_choice
 from latentia.pipelines import checks, guidance
 from latentia.pipelines.call import PipelineCall
 from latentia.pipelines.callbacks import CancelToken, check_callback, check_cancel, wanted_tensors
-from latentia.pipelines.loop import sample_loop
-from latentia.pipelines.outputs import ImagePipelineOutput, Images, join
-from latentia.pipelines.pipeline import DiffusionPipeline
+from latentia.pipelines.outputs import ImagePipelineOutput, Images
 from latentia.pipelines.request import Labels, Request, SamplingOptions
+from latentia.pipelines.sampling import SamplingPipeline
 
 
-class ImagePipeline(DiffusionPipeline):
+class ImagePipeline(SamplingPipeline):
     """Abstract: pictures from noise by a network `unet`, with classes where the network has them.
 
     `id2label` maps class indices to names (several names of one class apart by commas); the null class, if any,
@@ -29,8 +26,6 @@ class ImagePipeline(DiffusionPipeline):
 
     value_names = ("id2label",)
     _callback_tensor_inputs = ("latents", "class_labels", "model_output", "pred_original_sample")
-    unet: Any
-    scheduler: Any
 
     def __init__(self, components: Mapping[str, Any], id2label: Mapping[int | str, str] | None = None) -> None:
         if id2label is not None and not isinstance(id2label, Mapping):
@@ -83,7 +78,6 @@ class ImagePipeline(DiffusionPipeline):
 
     # One call --------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def _generate(
         self,
         batch_size: int | None,
@@ -99,11 +93,7 @@ class ImagePipeline(DiffusionPipeline):
         for name in options:
             check_choice("argument", name, SamplingOptions.__annotations__)
         request = self._request(batch_size, generator, num_inference_steps, output_type, step_options, **options)
-        chunks = list(request.chunks())
-        first = self._begin(request, chunks[0])
-        calls = chain([first], (self._begin(request, rows) for rows in chunks[1:]))
-        with evaluating(self.networks), self.progress_bar(first.num_timesteps * len(chunks)) as bar:
-            images = join([self._run(request, call, rows, bar.update) for call, rows in zip(calls, chunks)])
+        images = self._sample(request)
         return ImagePipelineOutput(images) if return_dict else (images,)
 
     def _request(
@@ -153,9 +143,10 @@ class ImagePipeline(DiffusionPipeline):
         return Request(
             batch=batch,
             steps=steps,
+            shape=self.sample_shape,
             output_type=output_type,
             generator=checks.generators_of(generator, seed, sample_indices, batch),
-            labels=None if labels is None else torch.tensor(labels).expand(batch),
+            tensors={} if labels is None else {"class_labels": torch.tensor(labels).expand(batch)},
             latents=latents,
             step_options=checks.check_step_options(self.scheduler, step_options),
             guidance=guided,
@@ -184,40 +175,6 @@ class ImagePipeline(DiffusionPipeline):
             why = "has no classes" if self.num_classes == 0 else "was trained without a null class"
             raise InputError(f"guidance_scale above 1 needs an unconditional prediction, but this network {why}: use 1")
         return null
-
-    def _begin(self, request: Request, rows: slice) -> PipelineCall:
-        """The state of one chunk, on its own copy of the scheduler."""
-        scheduler = self.scheduler.fresh()
-        scheduler.set_timesteps(request.steps)
-        tensors = {} if request.labels is None else {"class_labels": request.labels[rows].to(self.device)}
-        return PipelineCall(self, scheduler, tensors=tensors, cancel=request.cancel, **request.guidance)
-
-    def _run(self, request: Request, call: PipelineCall, rows: slice, advance: Any) -> Images:
-        """Noise → latents → pictures for the rows of one chunk."""
-        generator = request.generator[rows] if isinstance(request.generator, list | tuple) else request.generator
-        device, dtype = self.unet.device, torch.promote_types(self.unet.dtype, torch.float32)
-        if request.latents is not None:
-            noise = request.latents[rows].to(device, dtype)
-        else:
-            noise = randn((rows.stop - rows.start, *self.sample_shape), generator, device, dtype)
-        z = sample_loop(
-            call,
-            self._denoise,
-            noise * call.scheduler.init_noise_sigma,
-            generator=generator,
-            step_options=request.step_options,
-            callback=request.callback,
-            wanted=request.wanted,
-            advance=advance,
-        )
-        if request.output_type == "latent":
-            return z
-        x = self.decode(z, generator)
-        if not bool(torch.isfinite(x).all()):
-            raise NonFiniteError(
-                "NaN or infinity after decoding finite latents: decode in float32 (pipe.to(torch.float32))"
-            )
-        return as_output(x, request.output_type)
 
     def _denoise(self, call: PipelineCall, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """The network's prediction, in the sampler's dtype; guided when the call is."""

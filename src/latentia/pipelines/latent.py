@@ -1,82 +1,18 @@
 """Pictures sampled in a codec's latent space: LatentDiffusionPipeline and LDMPipeline."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, Unpack, runtime_checkable
-
-import torch
+from typing import Any, ClassVar, Unpack
 
 from latentia.core.rng import Generators
-from latentia.errors import InputError
 from latentia.pipelines.checks import eta_option
+from latentia.pipelines.codec import CodecMixin
 from latentia.pipelines.image_pipeline import ImagePipeline
 from latentia.pipelines.outputs import ImagePipelineOutput, Images
 from latentia.pipelines.request import SamplingOptions
 
 
-@runtime_checkable
-class SlicesAndTiles(Protocol):
-    """A codec with the memory switches."""
-
-    def enable_slicing(self) -> None: ...  # noqa: D102
-    def disable_slicing(self) -> None: ...  # noqa: D102
-    def enable_tiling(self, tile_size: int | None = None, overlap: float | None = None) -> None: ...  # noqa: D102
-    def disable_tiling(self) -> None: ...  # noqa: D102
-
-
-class LatentPipeline(ImagePipeline):
-    """Abstract: the network denoises latents, a codec turns them into pictures.
-
-    Class attributes:
-        codec_name: the component that is the codec.
-    """
-
-    codec_name: ClassVar[str] = "vae"
-
-    def _check_component(self, name: str, value: Any) -> None:
-        super()._check_component(name, value)
-        parts = {**{n: vars(self).get(n) for n in self.roles}, name: value}
-        codec, unet = parts[self.codec_name], parts["unet"]
-        if codec is None or unet is None:
-            return
-        latent = codec.config.get("vq_embed_dim") or codec.config.get("latent_channels")
-        taken = unet.config.get("in_channels")
-        if latent is not None and taken != latent:
-            raise InputError(
-                f"{self.codec_name} makes latents of {latent} channels but unet takes {taken}: "
-                "they were not made for each other"
-            )
-
-    @property
-    def codec(self) -> Any:
-        """The component that encodes and decodes."""
-        return getattr(self, self.codec_name)
-
-    def decode(self, z: torch.Tensor, generator: Generators = None) -> torch.Tensor:
-        """Scaled latents (B, c, h, w) → pictures (B, C, H, W) in about [-1, 1], float32 at least."""
-        with torch.no_grad():
-            x: torch.Tensor = self.codec.from_latents(z.to(self.codec.device, self.codec.dtype), generator)
-        return x.to(torch.promote_types(x.dtype, torch.float32))
-
-    def _sliceable(self) -> SlicesAndTiles:
-        if not isinstance(self.codec, SlicesAndTiles):
-            raise InputError(f"{type(self.codec).__name__} cannot decode in slices or tiles; lower max_batch instead")
-        return self.codec
-
-    def enable_vae_slicing(self) -> None:
-        """Decode one picture at a time: less memory, the same pictures."""
-        self._sliceable().enable_slicing()
-
-    def disable_vae_slicing(self) -> None:
-        """Decode whole batches."""
-        self._sliceable().disable_slicing()
-
-    def enable_vae_tiling(self, tile_size: int | None = None, overlap: float | None = None) -> None:
-        """Decode large pictures in overlapping, blended tiles (sizes: see the codec)."""
-        self._sliceable().enable_tiling(tile_size, overlap)
-
-    def disable_vae_tiling(self) -> None:
-        """Decode pictures in one piece."""
-        self._sliceable().disable_tiling()
+class LatentPipeline(CodecMixin, ImagePipeline):
+    """Abstract: the network denoises latents, a codec turns them into pictures."""
 
     def __call__(
         self,

@@ -26,11 +26,13 @@ def sample_loop(
     step_options: Mapping[str, Any] | None = None,
     callback: Callback | None = None,
     wanted: Sequence[str] = (),
+    refine: Callable[[PipelineCall, torch.Tensor], torch.Tensor] | None = None,
     advance: Callable[[], object] = lambda: None,
 ) -> torch.Tensor:
     """Walk `latents` (B, ...) down all timesteps of the call's scheduler: predict, step, call back.
 
     `generator` feeds every stochastic step; `step_options` are further keywords of `scheduler.step` (such as `eta`);
+    `refine(call, z)` may replace each step's latents before the callback sees them (`call.step_index` is the step);
     `callback` gets the `wanted` tensors; `advance` moves the progress bar.
     Raises `Cancelled`, and `NonFiniteError` naming the first step whose latents hold a NaN or infinity.
     """
@@ -40,7 +42,7 @@ def sample_loop(
         call.begin_step(i)
         output = denoise(call, scheduler.scale_model_input(latents, t), t)
         stepped = scheduler.step(output, t, latents, generator=generator, **options)
-        latents = stepped.prev_sample
+        latents = stepped.prev_sample if refine is None else refine(call, stepped.prev_sample)
         if callback is not None:
             shown = {"latents": latents, **call.tensors, "model_output": output}
             if "pred_original_sample" in wanted:

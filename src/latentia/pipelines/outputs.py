@@ -20,6 +20,17 @@ class ImagePipelineOutput(Output):
     images: Images
 
 
+@dataclass(slots=True)
+class StableDiffusionPipelineOutput(Output):
+    """The pictures of one call of a text pipeline.
+
+    `nsfw_content_detected` is always None: no safety checker is run here.
+    """
+
+    images: Images
+    nsfw_content_detected: list[bool] | None = None
+
+
 def join(chunks: Sequence[Images]) -> Images:
     """Outputs of consecutive chunks, all of one form, as one output."""
     if len(chunks) == 1:

@@ -3,10 +3,12 @@
 A pipeline holds its components and its plain values, and nothing about any call: see `call.PipelineCall`.
 """
 
+import logging
 import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
@@ -14,12 +16,36 @@ import torch
 from torch import nn
 
 from latentia.core.config import FrozenConfig
-from latentia.core.model import check_options, check_safe, one_dtype
+from latentia.core.model import ModelMixin, check_options, check_safe, one_dtype
 from latentia.core.protocols import Codec, Scheduler
 from latentia.core.rng import Generators
 from latentia.errors import ArtifactError, InputError, unknown_choice
 from latentia.pipelines import folder as layout
 from latentia.pipelines.call import ALIASES, PER_CALL
+
+logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Token ids (B, L) → an output with `.last_hidden_state` (B, L, D); ours, or any of transformers."""
+
+    config: Any
+
+    def __call__(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Encode."""
+        ...
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Text → token ids; any tokenizer of transformers."""
+
+    model_max_length: int
+
+    def __call__(self, text: Any, *args: Any, **kwargs: Any) -> Any:
+        """Tokenise."""
+        ...
 
 
 @runtime_checkable
@@ -37,14 +63,18 @@ ROLES: Mapping[str, tuple[type, str]] = {
     "codec": (Codec, "a codec (to_latents, from_latents, latent_shape, bits_per_element), such as AutoencoderKL"),
     "denoiser": (Network, "a network with a config, such as UNet2DModel"),
     "scheduler": (Scheduler, "a scheduler (set_timesteps, scale_model_input, step, add_noise), such as DDIMScheduler"),
+    "text_encoder": (TextEncoder, "a text encoder, such as CLIPTextModel"),
+    "tokenizer": (Tokenizer, "a tokenizer of transformers, such as CLIPTokenizer"),
+    "unused": (type(None), "None: Latentia does not run it"),
 }
+"""Role → what a component must be, and how to say so. `unused` components exist in Diffusers' folders only."""
 
 
 class DiffusionPipeline(ABC):
     """Base of every pipeline: components by name, loading, saving, moving.
 
     Class attributes:
-        roles: component name → role (`codec`, `denoiser`, `scheduler`), in constructor order.
+        roles: component name → role, a key of `ROLES`, in constructor order.
         optional_components: those that may be None.
         value_names: plain constructor values, stored in the index when given.
     """
@@ -59,15 +89,19 @@ class DiffusionPipeline(ABC):
         """Hold `components` (checked against `roles`) and plain constructor `values` (None: not given)."""
         object.__setattr__(self, "_values", {k: v for k, v in (values or {}).items() if v is not None})
         object.__setattr__(self, "_progress", {})
+        object.__setattr__(self, "_offload", None)
         for name in self.roles:
             setattr(self, name, components[name])
 
     _values: dict[str, Any]
     _progress: dict[str, Any]
+    _offload: Any
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.roles:
             self._check_component(name, value)
+            if self._offload is not None and isinstance(value, nn.Module):
+                raise InputError(f"{name} cannot be replaced while offloading: call disable_model_cpu_offload() first")
         elif ALIASES.get(name, name) in PER_CALL:
             raise InputError(
                 f"{name} belongs to one call, not to the pipeline: pass it to the call, or set it on the `pipe` that "
@@ -77,7 +111,7 @@ class DiffusionPipeline(ABC):
 
     def _check_component(self, name: str, value: Any) -> None:
         kind, wanted = ROLES[self.roles[name]]
-        if value is None and name in self.optional_components:
+        if value is None and name in self.optional():
             return
         if isinstance(value, type) or not isinstance(value, kind):
             given = "None" if value is None else f"class {value.__name__}" if isinstance(value, type) else ""
@@ -112,9 +146,50 @@ class DiffusionPipeline(ABC):
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move every network: `to("cuda")`, `to(torch.float16)`, `to("cuda", torch.float16)`. Returns the pipeline."""
+        if self._offload is not None:
+            raise InputError("this pipeline moves its parts by itself: call disable_model_cpu_offload() before to(...)")
         for part in self.networks:
             part.to(*args, **kwargs)
         return self
+
+    @property
+    def execution_device(self) -> torch.device:
+        """Where the networks compute: the device they are on, or the one they are brought to when offloading."""
+        return self.device if self._offload is None else self._offload.device
+
+    def enable_model_cpu_offload(self, device: torch.device | str | None = None) -> None:
+        """Keep the networks in host memory and bring one at a time onto `device` (None: the accelerator at hand).
+
+        The largest network alone must fit there. Calls from several threads take turns. Raises `InputError` when
+        there is no accelerator and none is named.
+        """
+        from latentia.pipelines.offload import Offload
+
+        self.disable_model_cpu_offload()
+        parts = {name: part for name, part in self.components.items() if isinstance(part, nn.Module)}
+        object.__setattr__(self, "_offload", Offload(parts, device))
+
+    def disable_model_cpu_offload(self) -> None:
+        """Bring everything back to host memory and move nothing any more."""
+        if self._offload is not None:
+            self._offload.remove()
+        object.__setattr__(self, "_offload", None)
+
+    def _using(self, name: str) -> AbstractContextManager[Any]:
+        """Within this the component `name` is on the execution device."""
+        return nullcontext() if self._offload is None else self._offload.using(name)
+
+    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
+        """Attend by groups of heads: less memory, the same pictures. See `ModelMixin.enable_attention_slicing`."""
+        for part in self.networks:
+            if isinstance(part, ModelMixin):
+                part.enable_attention_slicing(slice_size)
+
+    def disable_attention_slicing(self) -> None:
+        """Attend with all heads at once."""
+        for part in self.networks:
+            if isinstance(part, ModelMixin):
+                part.disable_attention_slicing()
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """Options of the tqdm bar, e.g. `disable=True` or `desc="sampling"`."""
@@ -199,9 +274,9 @@ class DiffusionPipeline(ABC):
             if name not in (*cls.roles, *cls.value_names):
                 raise unknown_choice(f"argument of {cls.__name__}", name, (*cls.roles, *cls.value_names))
         where = index.folder / layout.INDEX
-        foreign = [name for name in index.components if name not in cls.roles]
+        foreign = [name for name, entry in index.components.items() if name not in cls.roles and entry is not None]
         missing = [name for name in cls.roles if name not in index.components and name not in overrides]
-        if foreign or [name for name in missing if name not in cls.optional_components]:
+        if foreign or [name for name in missing if name not in cls.optional()]:
             raise ArtifactError(
                 f"{where} ({index.class_name}) does not fit {cls.__name__}: it has {', '.join(index.components)}, "
                 f"wanted are {', '.join(cls.roles)}. Load it with DiffusionPipeline, or pass what is missing by name"
@@ -210,7 +285,15 @@ class DiffusionPipeline(ABC):
         if ignored:
             warnings.warn(f"{cls.__name__} ignores {', '.join(ignored)} of {where}", stacklevel=3)
         arguments = {name: value for name, value in index.values.items() if name in cls.value_names}
-        for name in cls.roles:
-            if name not in overrides:
-                arguments[name] = layout.load_component(index, name, dtype, variant) if name not in missing else None
-        return cls(**{**arguments, **overrides})
+        wanted = [name for name, role in cls.roles.items() if role != "unused" and name not in (*overrides, *missing)]
+        unused = [name for name, role in cls.roles.items() if role == "unused" and index.components.get(name)]
+        if unused:
+            logger.warning("%s of %s is not run by Latentia", " and ".join(unused), where.parent)
+        parts = layout.load_components(index, wanted, dtype, variant)
+        arguments |= dict.fromkeys(name for name in cls.roles if name not in wanted)
+        return cls(**{**arguments, **parts, **overrides})
+
+    @classmethod
+    def optional(cls) -> frozenset[str]:
+        """Components that may be missing or None."""
+        return cls.optional_components | {name for name, role in cls.roles.items() if role == "unused"}

@@ -1,7 +1,7 @@
 """What one call of an image pipeline asks for: the keywords it takes, and their checked form."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
 
 import torch
@@ -42,15 +42,21 @@ class SamplingOptions(TypedDict):
     cancel: NotRequired[CancelToken | None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
-    """A call's arguments, checked and completed; everything per picture is `batch` long."""
+    """A call's arguments, checked and completed; everything per picture is `batch` long.
+
+    Attributes:
+        shape: of one sample, (C, H, W).
+        tensors: conditions by name, one row per picture; callbacks may ask for them.
+        guidance: keywords of `PipelineCall`.
+    """
 
     batch: int
     steps: int
+    shape: tuple[int, int, int]
     output_type: str
     generator: Generators
-    labels: torch.Tensor | None
     latents: torch.Tensor | None
     step_options: Mapping[str, Any]
     guidance: Mapping[str, Any]
@@ -58,8 +64,13 @@ class Request:
     callback: Callback | None
     wanted: tuple[str, ...]
     cancel: CancelToken | None
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def chunks(self) -> Iterator[slice]:
         """Consecutive rows of at most `max_batch`."""
         for start in range(0, self.batch, self.max_batch):
             yield slice(start, min(start + self.max_batch, self.batch))
+
+    def generators(self, rows: slice) -> Generators:
+        """The source of noise for some rows: their own generators, or the one for all."""
+        return self.generator[rows] if isinstance(self.generator, list | tuple) else self.generator

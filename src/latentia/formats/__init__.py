@@ -1,0 +1,1 @@
+"""Other projects' checkpoints: recognised by their keys, converted by tables."""

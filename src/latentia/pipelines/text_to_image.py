@@ -1,0 +1,80 @@
+"""StableDiffusionPipeline: pictures from texts by latent diffusion (Rombach et al. 2022)."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Unpack
+
+from latentia.pipelines.outputs import Images, StableDiffusionPipelineOutput
+from latentia.pipelines.text_pipeline import TextPipeline
+from latentia.pipelines.text_request import Prompt, TextOptions
+
+STABLE_DIFFUSION: Mapping[str, str] = {
+    "vae": "codec",
+    "text_encoder": "text_encoder",
+    "tokenizer": "tokenizer",
+    "unet": "denoiser",
+    "scheduler": "scheduler",
+    "safety_checker": "unused",
+    "feature_extractor": "unused",
+    "image_encoder": "unused",
+}
+"""The components of Stable Diffusion's folders."""
+
+
+class StableDiffusion(TextPipeline):
+    """Abstract: the components that all pipelines of Stable Diffusion share.
+
+    Args:
+        vae: the codec, `AutoencoderKL`.
+        text_encoder: `CLIPTextModel`, or any text encoder of transformers.
+        tokenizer: the tokenizer that belongs to it.
+        unet: `UNet2DConditionModel` on scaled latents.
+        scheduler: any scheduler.
+        safety_checker, feature_extractor, image_encoder: None; Diffusers' folders have them, Latentia runs none.
+        requires_safety_checker: recorded for Diffusers.
+    """
+
+    roles: ClassVar[Mapping[str, str]] = STABLE_DIFFUSION
+    value_names = ("requires_safety_checker",)
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: Any,
+        scheduler: Any,
+        safety_checker: None = None,
+        feature_extractor: None = None,
+        image_encoder: None = None,
+        requires_safety_checker: bool = False,
+    ) -> None:
+        parts = (vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder)
+        values = {"requires_safety_checker": requires_safety_checker}
+        super().__init__(dict(zip(STABLE_DIFFUSION, parts, strict=True)), values)
+
+
+class StableDiffusionPipeline(StableDiffusion):
+    """Text to image with Stable Diffusion 1.x and 2.x, and whatever has its parts."""
+
+    def __call__(
+        self,
+        prompt: Prompt | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        **options: Unpack[TextOptions],
+    ) -> StableDiffusionPipelineOutput | tuple[Images, None]:
+        """Make pictures of texts.
+
+        Args:
+            prompt: one text or a list; of any length: beyond the encoder's 77 tokens it is encoded in windows.
+            height, width: in pixels, divisible by the codec's factor (8); default: what the network was trained on.
+            num_inference_steps: steps of the scheduler, 1 to its `num_train_timesteps`.
+            options: see `TextOptions`; `guidance_scale` is 7.5 by default.
+
+        Raises:
+            InputError: an argument does not fit; before any work.
+            Cancelled: interrupted by the callback or the cancel token; nothing was decoded.
+            NonFiniteError: a NaN or infinity, with the step and module in which it appeared.
+        """
+        return self._generate(prompt, num_inference_steps, self.latent_shape(height, width), options)
