@@ -9,6 +9,9 @@ from typing import Any
 from latentia._version import __version__ as __version__
 
 _HOME = {
+    "AutoPipelineForImage2Image": "pipelines.auto",
+    "AutoPipelineForInpainting": "pipelines.auto",
+    "AutoPipelineForText2Image": "pipelines.auto",
     "Autoencoder": "codecs.autoencoder",
     "AutoencoderKL": "codecs.autoencoder_kl",
     "CLIPTextModel": "conditioners.clip",
@@ -37,6 +40,10 @@ _HOME = {
     "PNDMScheduler": "schedulers.pndm",
     "PipelineCallback": "pipelines.callbacks",
     "SchedulerMixin": "schedulers.scheduler",
+    "StableDiffusionControlNetPipeline": "pipelines.controlnet",
+    "StableDiffusionImg2ImgPipeline": "pipelines.image_to_image",
+    "StableDiffusionInpaintPipeline": "pipelines.inpaint",
+    "StableDiffusionInstructPix2PixPipeline": "pipelines.instruct_pix2pix",
     "StableDiffusionPipeline": "pipelines.text_to_image",
     "StableDiffusionPipelineOutput": "pipelines.outputs",
     "Trajectory": "pipelines.callbacks",

@@ -149,10 +149,73 @@ def test_the_first_non_finite_step_is_named(bad, steps, runs):
     assert len(call.scheduler.log) == runs  # it does not go on to the end
 
 
+class Bending(torch.nn.Module):
+    """A network that predicts NaN from a call on, or for a condition."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Identity()
+
+    def forward(self, z, bad):
+        return self.inner(z) * (float("nan") if bad else 0.0)
+
+
+def with_network():
+    net = Bending()
+    pipe = Pipe()
+    pipe.components = {"scheduler": None, "unet": net}
+    return pipe, net
+
+
+@pytest.mark.parametrize("bad", [0, 6, 17])
+def test_the_module_is_named_by_repeating_the_step_as_it_was(bad):
+    """The condition that a callback sets for one step, and takes back, is in force again while the step is repeated."""
+    pipe, net = with_network()
+    call = PipelineCall(pipe, Halving(20), tensors={"spoilt": torch.tensor(bad == 0)}, guidance_scale=3)
+    seen = []
+
+    def denoise(call, z, t):
+        seen.append((call.step_index, int(t), float(z.sum()), call.guidance_scale))
+        return net(z, bool(call.tensors["spoilt"]))
+
+    def callback(pipe, i, t, tensors):
+        pipe.guidance_scale = 4 + i
+        return {"spoilt": torch.tensor(i + 1 == bad)}
+
+    with pytest.raises(NonFiniteError, match=f"after step {bad + 1} of 20: first in unet; use a wider dtype"):
+        sample_loop(call, denoise, torch.ones(1, 1), callback=callback, wanted=("spoilt",))
+    assert seen[-1] == seen[bad]
+    assert len(seen) == (17 if bad < 16 else 21)
+    assert not net._forward_hooks
+    assert call.guidance_scale == 4 + len(seen) - 2  # the call itself was not turned back
+
+
+def test_a_scheduler_that_spoils_a_finite_prediction_is_told_from_the_network():
+    pipe, net = with_network()
+    call = PipelineCall(pipe, Halving(3))
+    call.scheduler.step = lambda output, t, z, **_: SimpleNamespace(prev_sample=z / 0)
+    with pytest.raises(NonFiniteError, match="step 1 of 3: the prediction was finite, the scheduler's step"):
+        sample_loop(call, lambda call, z, t: net(z, False), torch.ones(1, 1))
+    call = PipelineCall(pipe, Halving(3))
+    call.scheduler.scale_model_input = lambda z, t: z / 0
+    with pytest.raises(NonFiniteError, match="step 1 of 3: the scheduler's scaling"):
+        sample_loop(call, lambda call, z, t: net(z, False), torch.ones(1, 1))
+    with pytest.raises(NonFiniteError, match="step 1 of 3: outside the network's modules"):
+        sample_loop(PipelineCall(pipe, Halving(3)), lambda call, z, t: net(z, False) / 0, torch.ones(1, 1))
+
+
+def test_a_step_that_cannot_be_repeated_is_still_reported():
+    pipe, net = with_network()
+    once = iter([torch.full((1, 1), float("nan"))])
+    with pytest.raises(NonFiniteError, match="after step 1 of 1: .*failed with StopIteration"):
+        sample_loop(PipelineCall(pipe, Halving(1)), lambda *_: next(once), torch.ones(1, 1))
+
+
 def test_watch_is_quiet_about_large_finite_numbers():
     watch = FiniteWatch(1)
     watch.see(torch.full((4,), 1e30))
     watch.check()
+    assert not watch.turns  # what it held to explain a failure is let go
     watch.check()
 
 

@@ -35,7 +35,15 @@ def evaluate(
     from latentia.recipes.show import measurement_table
 
     if evaluation.is_pipeline(path):
-        request = Request(count, (), steps, scheduler, seed, guidance, batch_size, device)
+        request = Request(
+            count=count,
+            steps=steps,
+            scheduler=scheduler,
+            seed=seed,
+            guidance=guidance,
+            batch_size=batch_size,
+            device=device,
+        )
         numbers = evaluation.evaluate_pipeline(path, data, request, evaluation.Rulers(judge, inception, seed))
     else:
         numbers = evaluation.evaluate_codec(path, data, split, count, device)

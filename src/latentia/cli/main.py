@@ -16,7 +16,9 @@ from typer.core import TyperGroup
 from latentia._version import __version__
 from latentia.cli.demo import demo
 from latentia.cli.evaluate import evaluate
+from latentia.cli.img2img import img2img
 from latentia.cli.info import info
+from latentia.cli.inpaint import inpaint
 from latentia.cli.recipes import recipes
 from latentia.cli.sample import sample
 from latentia.cli.train import train
@@ -73,7 +75,7 @@ def main(
     """Compress, then generate: train latent generative models from scratch, sample them, judge them."""
 
 
-for command in (demo, train, sample, evaluate, recipes, info):
+for command in (demo, train, sample, img2img, inpaint, evaluate, recipes, info):
     app.command()(command)
 
 

@@ -52,10 +52,41 @@ def quiet_processes(show: Callable[[], None]) -> None:
         show()
 
 
+def size(height: int | None, width: int | None) -> dict[str, int]:
+    """The sides that were given, as arguments of a pipeline's call."""
+    return {name: side for name, side in (("height", height), ("width", width)) if side is not None}
+
+
+def loras(given: list[str] | None) -> list[tuple[str, float]]:
+    """`PATH` or `PATH=WEIGHT`, each as (path, weight)."""
+    found = []
+    for text in given or ():
+        path, equals, weight = text.rpartition("=")
+        try:
+            found.append((path, float(weight)) if equals else (text, 1.0))
+        except ValueError:
+            found.append((text, 1.0))
+    return found
+
+
 Device = Annotated[str, typer.Option(help="auto, cpu, mps, cuda, cuda:0, …")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed; picture i depends on (seed, i) alone.")]
 Steps = Annotated[int, typer.Option(min=1, help="Steps of the sampler.")]
-Guidance = Annotated[float, typer.Option(min=0, help="Classifier-free guidance scale; 1 is none.")]
+Guidance = Annotated[
+    float | None, typer.Option(min=0, help="Classifier-free guidance scale; 1 is none; default: the pipeline's own.")
+]
+Prompt = Annotated[
+    list[str] | None, typer.Option("--prompt", "-p", help="What to draw; repeat it for several, taken in turn.")
+]
+Negative = Annotated[str | None, typer.Option("--negative", help="What to steer away from.")]
+Lora = Annotated[
+    list[str] | None, typer.Option(help="LoRA file or folder, PATH or PATH=WEIGHT; repeat it for several.")
+]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+ImagePath = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The picture.")]
+OutPath = Annotated[
+    Path, typer.Option("--out", "-o", help="NAME.png: one grid; a folder: one PNG each. Overwrites what is there.")
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Pictures that are made together.")]
 Scheduler = Annotated[
     str | None,

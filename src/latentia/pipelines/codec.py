@@ -7,6 +7,7 @@ import torch
 from latentia.core.rng import Generators
 from latentia.errors import InputError
 from latentia.pipelines.pipeline import DiffusionPipeline
+from latentia.pipelines.precision import decode_safely, encode_safely
 
 
 @runtime_checkable
@@ -51,10 +52,17 @@ class CodecMixin(DiffusionPipeline):
         return getattr(self, self.codec_name)
 
     def decode(self, z: torch.Tensor, generator: Generators = None) -> torch.Tensor:
-        """Scaled latents (B, c, h, w) → pictures (B, C, H, W) in about [-1, 1], float32 at least."""
-        with torch.no_grad():
-            x: torch.Tensor = self.codec.from_latents(z.to(self.codec.device, self.codec.dtype), generator)
-        return x.to(torch.promote_types(x.dtype, torch.float32))
+        """Scaled latents (B, c, h, w) → pictures (B, C, H, W) in about [-1, 1], float32 at least.
+
+        What overflows the codec's half precision is decoded in float32. Raises `NonFiniteError` naming the module.
+        """
+        with self._using(self.codec_name):
+            return decode_safely(self.codec, z, generator, self.codec_name)
+
+    def encode(self, x: torch.Tensor, generator: Generators = None) -> torch.Tensor:
+        """Pictures (B, C, H, W) in [-1, 1] → scaled latents (B, c, h, w), as `decode` takes them."""
+        with self._using(self.codec_name):
+            return encode_safely(self.codec, x, generator, self.codec_name)
 
     def _sliceable(self) -> SlicesAndTiles:
         if not isinstance(self.codec, SlicesAndTiles):

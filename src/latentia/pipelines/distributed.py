@@ -8,6 +8,7 @@ import torch.distributed as dist
 from latentia.core.arguments import check_count
 from latentia.errors import InputError
 from latentia.pipelines.image_pipeline import ImagePipeline
+from latentia.pipelines.sampling import SamplingPipeline
 
 
 def shard_indices(n: int, rank: int, world: int) -> range:
@@ -24,11 +25,14 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if _running() else (0, 1)
 
 
-def sample_sharded(pipe: ImagePipeline, n: int, *, seed: int, output_type: str = "pt", **call: Any) -> torch.Tensor:
+def sample_sharded(
+    pipe: SamplingPipeline, n: int, *, seed: int, output_type: str = "pt", **options: Any
+) -> torch.Tensor:
     """`n` pictures of `seed` as one tensor, the same on one process and on any number.
 
-    Every process of the group must call it; each samples its share and receives all. `class_labels` and `latents`
-    may be given for all `n`; `output_type` is `pt` or `latent`; `call` is passed on to the pipeline.
+    Every process of the group must call it; each samples its share and receives all. `class_labels`, `latents`,
+    `prompt` and `negative_prompt` may be given for all `n`, or one for all; `output_type` is `pt` or `latent`;
+    `options` are passed on to the pipeline.
     """
     if output_type not in ("pt", "latent"):
         raise InputError(f"output_type must be 'pt' or 'latent' to be gathered, got {output_type!r}")
@@ -36,13 +40,24 @@ def sample_sharded(pipe: ImagePipeline, n: int, *, seed: int, output_type: str =
     rank, world = rank_and_world()
     # A process without a share draws picture 0 and drops it: all must know the shape and meet at the gather.
     mine = shard_indices(n, rank, world) or range(1)
-    for name in ("class_labels", "latents"):
-        if isinstance(call.get(name), torch.Tensor | list | tuple) and len(call[name]) > 1:
-            if len(call[name]) != n:
-                raise InputError(f"{name} has {len(call[name])} entries for {n} pictures: give one per picture")
-            call[name] = call[name][mine.start : mine.stop]
-    images = pipe(batch_size=len(mine), seed=seed, sample_indices=mine, output_type=output_type, **call).images
+    for name in ("class_labels", "latents", "prompt", "negative_prompt"):
+        given = options.get(name)
+        if isinstance(given, torch.Tensor | list | tuple) and len(given) > 1:
+            if len(given) != n:
+                raise InputError(f"{name} has {len(given)} entries for {n} pictures: give one per picture")
+            options[name] = given[mine.start : mine.stop]
+    images = call(pipe, mine, seed=seed, output_type=output_type, **options).images
     return images if world == 1 else _gather(images, n, world)
+
+
+def call(pipe: Any, rows: range, **options: Any) -> Any:
+    """The pictures numbered `rows` of a seed, from a pipeline of either kind: of classes, or of texts."""
+    if isinstance(pipe, ImagePipeline):
+        return pipe(batch_size=len(rows), sample_indices=rows, **options)
+    prompt = options.pop("prompt")
+    single = [prompt] if isinstance(prompt, str) else list(prompt)
+    texts = single * len(rows) if len(single) == 1 else single
+    return pipe(prompt=texts, sample_indices=rows, **options)
 
 
 def _gather(mine: torch.Tensor, n: int, world: int) -> torch.Tensor:

@@ -88,11 +88,11 @@ def check_rescale(rescale: object) -> float:
     return check_number("guidance_rescale", rescale, 0.0, 1.0, "0 (off), or about 0.7")
 
 
-def check_interval(interval: object) -> tuple[float, float]:
+def check_interval(interval: object, name: str = "guidance_interval") -> tuple[float, float]:
     """(start, stop) with 0 ≤ start ≤ stop ≤ 1. Raises `InputError`."""
     if not isinstance(interval, tuple | list) or len(interval) != 2:
-        raise InputError(f"guidance_interval must be a pair (start, stop) between 0 and 1, got {interval!r}")
-    start, stop = (check_number("guidance_interval", end, 0.0, 1.0, "(0, 1), the whole way") for end in interval)
+        raise InputError(f"{name} must be a pair (start, stop) between 0 and 1, got {interval!r}")
+    start, stop = (check_number(name, end, 0.0, 1.0, "(0, 1), the whole way") for end in interval)
     if start > stop:
-        raise InputError(f"guidance_interval {interval!r} starts after it stops: 0 is noise, 1 is data; swap the two")
+        raise InputError(f"{name} {interval!r} starts after it stops: 0 is noise, 1 is data; swap the two")
     return start, stop

@@ -1,10 +1,13 @@
 """The one sampling loop: noise in, latents out. Every pipeline runs this and nothing else."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
+from latentia.core.finite import first_nonfinite, is_finite
 from latentia.core.rng import Generators
 from latentia.errors import InputError, NonFiniteError, unknown_choice
 from latentia.pipelines.call import PipelineCall
@@ -34,13 +37,16 @@ def sample_loop(
     `generator` feeds every stochastic step; `step_options` are further keywords of `scheduler.step` (such as `eta`);
     `refine(call, z)` may replace each step's latents before the callback sees them (`call.step_index` is the step);
     `callback` gets the `wanted` tensors; `advance` moves the progress bar.
-    Raises `Cancelled`, and `NonFiniteError` naming the first step whose latents hold a NaN or infinity.
+    Raises `Cancelled`, and `NonFiniteError` naming the first step whose latents hold a NaN or infinity, and who made
+    it: for that the prediction of that step is computed a second time.
     """
     scheduler, options = call.scheduler, step_options or {}
-    finite = FiniteWatch(call.num_timesteps)
+    finite = FiniteWatch(call.num_timesteps, lambda turn: _culprit(call, denoise, turn))
     for i, t in enumerate(call.timesteps):
         call.begin_step(i)
-        output = denoise(call, scheduler.scale_model_input(latents, t), t)
+        z = scheduler.scale_model_input(latents, t)
+        turn = Turn(i, t, z, dict(call.tensors), call.guidance_scale, call.guidance_rescale)
+        output = denoise(call, z, t)
         stepped = scheduler.step(output, t, latents, generator=generator, **options)
         latents = stepped.prev_sample if refine is None else refine(call, stepped.prev_sample)
         if callback is not None:
@@ -49,7 +55,7 @@ def sample_loop(
                 shown["pred_original_sample"] = stepped.pred_original_sample
             returned = callback(call, i, t, {name: shown[name] for name in wanted})
             latents = _replace(call, check_returned(returned), shown)
-        finite.see(latents)
+        finite.see(latents, turn)
         advance()
     call.check_cancelled()
     finite.check()
@@ -76,22 +82,37 @@ def _replace(call: PipelineCall, returned: Mapping[str, Any], shown: Mapping[str
     return latents
 
 
+class Turn(NamedTuple):
+    """What a prediction depends on, so that it can be repeated: references, no copies of tensors."""
+
+    step: int
+    t: torch.Tensor
+    z: torch.Tensor
+    tensors: dict[str, torch.Tensor]
+    guidance_scale: float
+    guidance_rescale: float
+
+
 class FiniteWatch:
     """Finds the first step with a NaN or infinity, without waiting for the device at every step.
 
-    One sum a step stays on the device; all are read together every `PERIOD` steps and at the end.
+    One sum a step stays on the device; all are read together every `PERIOD` steps and at the end. Until then the
+    inputs of these steps are held, so that `explain(turn)` can say of the first bad one who made it.
     """
 
     PERIOD = 16
 
-    def __init__(self, num_steps: int) -> None:
+    def __init__(self, num_steps: int, explain: Callable[[Turn], str] | None = None) -> None:
         self.num_steps = num_steps
+        self.explain = explain
         self.first = 0
         self.sums: list[torch.Tensor] = []
+        self.turns: list[Turn | None] = []
 
-    def see(self, latents: torch.Tensor) -> None:
-        """Note one step's latents."""
+    def see(self, latents: torch.Tensor, turn: Turn | None = None) -> None:
+        """Note one step's latents, and what led to them."""
         self.sums.append(latents.sum())
+        self.turns.append(turn)
         if len(self.sums) == self.PERIOD:
             self.check()
 
@@ -99,10 +120,36 @@ class FiniteWatch:
         """Raise `NonFiniteError` if any noted step was not finite, and forget them."""
         bad = (~torch.isfinite(torch.stack(self.sums))).nonzero() if self.sums else torch.empty(0)
         if len(bad):
-            step = self.first + int(bad[0]) + 1
+            turn = self.turns[int(bad[0])]
+            culprit = self.explain(turn) if self.explain is not None and turn is not None else ""
             raise NonFiniteError(
-                f"NaN or infinity in the latents after step {step} of {self.num_steps}: "
-                "use a wider dtype, a lower guidance scale or more steps, and check the network's weights"
+                f"NaN or infinity in the latents after step {self.first + int(bad[0]) + 1} of {self.num_steps}: "
+                f"{culprit}use a wider dtype, a lower guidance scale or more steps, and check the network's weights"
             )
         self.first += len(self.sums)
         self.sums.clear()
+        self.turns.clear()
+
+
+def _culprit(call: PipelineCall, denoise: Denoise, turn: Turn) -> str:
+    """Who made the first bad number of a turn, as the beginning of an error's advice."""
+    if not is_finite(turn.z):
+        return "the scheduler's scaling of the network's input overflowed; "
+    past = copy.copy(call)  # the call as it was then
+    vars(past).update(
+        step_index=turn.step,
+        tensors=turn.tensors,
+        guidance_scale=turn.guidance_scale,
+        guidance_rescale=turn.guidance_rescale,
+    )
+    outputs: list[torch.Tensor] = []
+    networks = {name: part for name, part in call.components.items() if isinstance(part, nn.Module)}
+    try:
+        name = first_nonfinite(networks, lambda: outputs.append(denoise(past, turn.z, turn.t)))
+    except Exception as error:  # the finding is what matters, not that it could not be explained
+        return f"(repeating the step to find out where failed with {type(error).__name__}: {error}) "
+    if name is not None:
+        return f"first in {name}; "
+    if not is_finite(outputs):
+        return "outside the network's modules, in the guidance or the inputs' preparation; "
+    return "the prediction was finite, the scheduler's step, or what followed it, made it; "

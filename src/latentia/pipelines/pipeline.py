@@ -124,6 +124,11 @@ class DiffusionPipeline(ABC):
         return {name: getattr(self, name) for name in self.roles}
 
     @property
+    def plain_values(self) -> dict[str, Any]:
+        """Constructor values that are no components."""
+        return dict(self._values)
+
+    @property
     def config(self) -> FrozenConfig:
         """What `model_index.json` holds: `[library, class]` of every component, and the plain values."""
         return FrozenConfig({**self._values, **{k: layout.entry_of(v) for k, v in self.components.items()}})
@@ -175,9 +180,9 @@ class DiffusionPipeline(ABC):
             self._offload.remove()
         object.__setattr__(self, "_offload", None)
 
-    def _using(self, name: str) -> AbstractContextManager[Any]:
-        """Within this the component `name` is on the execution device."""
-        return nullcontext() if self._offload is None else self._offload.using(name)
+    def _using(self, *names: str) -> AbstractContextManager[Any]:
+        """Within this the components `names` are on the execution device."""
+        return nullcontext() if self._offload is None else self._offload.using(*names)
 
     def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
         """Attend by groups of heads: less memory, the same pictures. See `ModelMixin.enable_attention_slicing`."""

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -25,6 +25,8 @@ class SamplingPipeline(DiffusionPipeline):
     `_picture` decodes.
     """
 
+    denoisers: ClassVar[tuple[str, ...]] = ("unet",)
+    """Components that run in every step."""
     unet: Any
     scheduler: Any
 
@@ -58,7 +60,7 @@ class SamplingPipeline(DiffusionPipeline):
         """Noise → latents → pictures for the rows of one chunk."""
         generator = request.generators(rows)
         start = self._start(request, call, rows, generator)
-        with self._using("unet"):
+        with self._using(*self.denoisers):
             z = sample_loop(
                 call,
                 self._denoise,

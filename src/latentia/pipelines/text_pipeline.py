@@ -306,15 +306,17 @@ class TextPipeline(CodecMixin, SamplingPipeline):
 
     def _predict(self, call: PipelineCall, z: torch.Tensor, t: torch.Tensor, texts: tuple[str, ...]) -> torch.Tensor:
         """One forward pass over as many copies of the latents as there are `texts`."""
-        dtype = self.unet.dtype
-        prediction: torch.Tensor = self.unet(
-            self._network_input(call, z.to(dtype), len(texts)), t, encoder_hidden_states=call.joined(*texts)
-        ).sample
+        x, text = self._network_input(call, z.to(self.unet.dtype), len(texts)), call.joined(*texts)
+        prediction: torch.Tensor = self.unet(x, t, encoder_hidden_states=text, **self._control(call, x, t, text)).sample
         return prediction.to(z.dtype)
 
     def _network_input(self, call: PipelineCall, z: torch.Tensor, copies: int) -> torch.Tensor:
         """What the network sees: the latents, with whatever stands beside them on channels."""
         return z
+
+    def _control(self, call: PipelineCall, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> dict[str, Any]:
+        """Further arguments of the network, from what it is about to see."""
+        return {}
 
 
 def _each(listed: list[str] | None, count: int) -> list[str] | None:

@@ -49,8 +49,10 @@ class StableDiffusion(TextPipeline):
         requires_safety_checker: bool = False,
     ) -> None:
         parts = (vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder)
-        values = {"requires_safety_checker": requires_safety_checker}
-        super().__init__(dict(zip(STABLE_DIFFUSION, parts, strict=True)), values)
+        self._hold(dict(zip(STABLE_DIFFUSION, parts, strict=True)), requires_safety_checker)
+
+    def _hold(self, components: Mapping[str, Any], requires_safety_checker: bool) -> None:
+        TextPipeline.__init__(self, components, {"requires_safety_checker": requires_safety_checker})
 
 
 class StableDiffusionPipeline(StableDiffusion):

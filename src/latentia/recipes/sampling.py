@@ -6,27 +6,32 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.distributed as dist
 from PIL.PngImagePlugin import PngInfo
 
 from latentia.core.files import write_atomic
 from latentia.core.images import grid
 from latentia.data.folder import SUFFIXES
-from latentia.errors import InputError
+from latentia.errors import InputError, check_choice
 from latentia.pipelines.checks import class_indices
-from latentia.pipelines.distributed import rank_and_world, sample_sharded, shard_indices
+from latentia.pipelines.distributed import call, rank_and_world, sample_sharded, shard_indices
 from latentia.recipes.samplers import make_sampler
 from latentia.recipes.sources import resolve_device
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
 
     from latentia.pipelines.image_pipeline import ImagePipeline
+    from latentia.pipelines.text_pipeline import TextPipeline
+
+    AnyPipeline = ImagePipeline | TextPipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +42,32 @@ class Request:
         count: pictures in all.
         classes: class of each picture, repeated as needed: picture i gets classes[i mod len]; names or numbers.
             Empty: every class in turn where the network has classes.
+        prompts: text of each picture for pipelines that read texts: picture i gets prompts[i mod len].
+        negative: what to steer away from, for these.
+        inputs: further arguments of the pipeline's call: `image`, `strength`, `height`, …
         steps: steps of the sampler.
         scheduler: short name from `SAMPLERS`; None keeps the pipeline's own.
         seed: picture i is drawn from its own generator, derived from (seed, i).
-        guidance: classifier-free guidance scale, 1 for none.
+        guidance: classifier-free guidance scale, 1 for none; None: the pipeline's default.
         batch_size: pictures that go through the network together.
         device: auto, cpu, cuda, …
+        dtype: float32, float16 or bfloat16.
+        loras: LoRA files or folders to load, each with its weight.
     """
 
     count: int = 16
     classes: Sequence[int | str] = ()
+    prompts: Sequence[str] = ()
+    negative: str | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 20
     scheduler: str | None = None
     seed: int = 0
-    guidance: float = 1.0
+    guidance: float | None = None
     batch_size: int = 64
     device: str = "auto"
+    dtype: str = "float32"
+    loras: Sequence[tuple[str, float]] = ()
 
     def __post_init__(self) -> None:
         for name, value, least in (("n", self.count, 1), ("steps", self.steps, 1), ("batch size", self.batch_size, 1)):
@@ -60,21 +75,75 @@ class Request:
                 raise InputError(f"{name} must be at least {least}, got {value}")
         if self.seed < 0:
             raise InputError(f"seed must not be negative, got {self.seed}")
+        check_choice("dtype", self.dtype, DTYPES)
 
 
-def open_pipeline(path: str | os.PathLike[str], request: Request) -> ImagePipeline:
-    """Load a pipeline folder or Hub id (or the `pipeline` of a run) with the sampler that was asked for."""
+def open_pipeline(path: str | os.PathLike[str], request: Request, task: str | None = None) -> AnyPipeline:
+    """Load a pipeline folder or Hub id (or the `pipeline` of a run) with the sampler that was asked for.
+
+    `task` (`image2image`, `inpainting`) asks for the class of that task on the folder's components.
+    """
+    from latentia.pipelines import auto
     from latentia.pipelines.image_pipeline import ImagePipeline
     from latentia.pipelines.pipeline import DiffusionPipeline
+    from latentia.pipelines.text_pipeline import TextPipeline
 
     device = resolve_device(request.device)
     inner = Path(path) / "pipeline"
-    pipe = DiffusionPipeline.from_pretrained(inner if (inner / "model_index.json").is_file() else path)
-    if not isinstance(pipe, ImagePipeline):
+    tasks = {"image2image": auto.AutoPipelineForImage2Image, "inpainting": auto.AutoPipelineForInpainting}
+    opened = DiffusionPipeline if task is None else tasks[task]
+    pipe = opened.from_pretrained(
+        inner if (inner / "model_index.json").is_file() else path, dtype=getattr(torch, request.dtype)
+    )
+    if not isinstance(pipe, ImagePipeline | TextPipeline):
         raise InputError(f"{path} is a {type(pipe).__name__}, which draws no pictures")
+    _load_loras(pipe, request.loras)
     if request.scheduler is not None:
         pipe.scheduler = make_sampler(request.scheduler, pipe.scheduler)
     return pipe.to(device)
+
+
+def read_picture(path: Path) -> Image.Image:
+    """The picture at `path`, upright. Raises `InputError` for a file that is none."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            return ImageOps.exif_transpose(picture.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def _load_loras(pipe: AnyPipeline, loras: Sequence[tuple[str, float]]) -> None:
+    from latentia.pipelines.lora import LoraMixin
+
+    if not loras:
+        return
+    if not isinstance(pipe, LoraMixin):
+        raise InputError(f"a {type(pipe).__name__} takes no LoRA")
+    names = [f"lora_{i}" for i in range(len(loras))]
+    for name, (path, _) in zip(names, loras):
+        pipe.load_lora_weights(path, adapter_name=name)
+    pipe.set_adapters(names, [weight for _, weight in loras])
+
+
+def entries(pipe: AnyPipeline, request: Request) -> dict[str, list[Any]]:
+    """What each picture is made of, by argument of the pipeline's call: one entry per picture.
+
+    Raises `InputError` for a text without a pipeline that reads it, and the reverse.
+    """
+    from latentia.pipelines.text_pipeline import TextPipeline
+
+    if isinstance(pipe, TextPipeline):
+        if request.classes:
+            raise InputError(f"a {type(pipe).__name__} knows no classes: say what to draw, with --prompt")
+        if not request.prompts:
+            raise InputError(f"a {type(pipe).__name__} draws what a text says: give one, with --prompt")
+        return {"prompt": [request.prompts[i % len(request.prompts)] for i in range(request.count)]}
+    if request.prompts or request.negative is not None:
+        raise InputError(f"a {type(pipe).__name__} reads no texts: leave --prompt out, or name a class with --class")
+    labels = labels_of(pipe, request)
+    return {} if labels is None else {"class_labels": labels}
 
 
 def labels_of(pipe: ImagePipeline, request: Request) -> list[int] | None:
@@ -98,21 +167,24 @@ def _number_or_name(text: int | str, names: Mapping[str, int]) -> int | str:
 
 def options_of(request: Request) -> dict[str, Any]:
     """What of a request is passed on to every pipeline call."""
+    asked = {"guidance_scale": request.guidance, "negative_prompt": request.negative}
     return {
         "seed": request.seed,
         "num_inference_steps": request.steps,
-        "guidance_scale": request.guidance,
         "max_batch": request.batch_size,
+        **request.inputs,
+        **{name: value for name, value in asked.items() if value is not None},
     }
 
 
-def sample(pipe: ImagePipeline, request: Request) -> torch.Tensor:
+def sample(pipe: AnyPipeline, request: Request) -> torch.Tensor:
     """All pictures of the request, (count, C, H, W) in [-1, 1] on the CPU; each process makes its share."""
-    made = sample_sharded(pipe, request.count, class_labels=labels_of(pipe, request), **options_of(request))
+    options = {**options_of(request), **entries(pipe, request)}
+    made = sample_sharded(pipe, request.count, **options)
     return made.cpu() * 2 - 1
 
 
-def sample_to(pipe: ImagePipeline, request: Request, out: Path, scale: int | None = None) -> list[Path]:
+def sample_to(pipe: AnyPipeline, request: Request, out: Path, scale: int | None = None) -> list[Path]:
     """Make the pictures and write them: a grid when `out` ends in .png, else a folder of one PNG each.
 
     Files that are there are overwritten. A folder's files are `00017.png` (`00017-7.png` with classes) and carry what
@@ -142,26 +214,34 @@ def _check_out(out: Path) -> None:
         raise InputError(f"{out} is a file: give NAME.png for one grid, or a folder")
 
 
-def _write_folder(pipe: ImagePipeline, request: Request, mine: range, out: Path) -> list[Path]:
+def _write_folder(pipe: AnyPipeline, request: Request, mine: range, out: Path) -> list[Path]:
     """One PNG for each of `mine`, written as soon as its batch is done."""
-    labels = labels_of(pipe, request)
+    given = entries(pipe, request)
     written: list[Path] = []
     for start in range(mine.start, mine.stop, request.batch_size):
         rows = range(start, min(start + request.batch_size, mine.stop))
-        chosen = None if labels is None else [labels[i] for i in rows]
-        made = pipe(batch_size=len(rows), sample_indices=rows, class_labels=chosen, **options_of(request))
-        for i, picture in zip(rows, made.images, strict=True):
-            label = {} if labels is None else {"class": labels[i]}
-            path = out / (f"{i:05d}.png" if labels is None else f"{i:05d}-{labels[i]}.png")
-            save_png(picture, path, describe(request) | {"index": i} | label)
+        mine_now = {name: [values[i] for i in rows] for name, values in given.items()}
+        pictures = call(pipe, rows, **mine_now, **options_of(request)).images
+        for i, picture in zip(rows, pictures, strict=True):
+            label = {"class": given["class_labels"][i]} if "class_labels" in given else {}
+            text = {"prompt": given["prompt"][i]} if "prompt" in given else {}
+            path = out / (f"{i:05d}-{label['class']}.png" if label else f"{i:05d}.png")
+            save_png(picture, path, describe(request) | {"index": i} | label | text)
             written.append(path)
     return written
 
 
 def describe(request: Request) -> dict[str, Any]:
     """What made a picture, for its PNG text."""
-    values = {"seed": request.seed, "steps": request.steps, "guidance": request.guidance}
-    return values | ({"scheduler": request.scheduler} if request.scheduler else {})
+    values = {"seed": request.seed, "steps": request.steps}
+    asked = {
+        "guidance": request.guidance,
+        "scheduler": request.scheduler,
+        "negative": request.negative,
+        "prompts": list(request.prompts) or None,
+        "loras": [list(lora) for lora in request.loras] or None,
+    }
+    return values | {name: value for name, value in asked.items() if value is not None}
 
 
 def save_png(picture: Image.Image, path: Path, made_by: dict[str, Any]) -> None:

@@ -1,0 +1,92 @@
+"""StableDiffusionInstructPix2PixPipeline: edit a picture by an instruction (Brooks et al. 2023)."""
+
+from typing import Unpack
+
+import torch
+
+from latentia.core.arguments import check_number
+from latentia.pipelines.call import PipelineCall
+from latentia.pipelines.image_input import PictureInput, load_pictures
+from latentia.pipelines.outputs import Images, StableDiffusionPipelineOutput
+from latentia.pipelines.request import Request
+from latentia.pipelines.text_request import Prompt, TextOptions, TextRequest
+from latentia.pipelines.text_to_image import StableDiffusion
+
+
+class StableDiffusionInstructPix2PixPipeline(StableDiffusion):
+    """A network that sees the picture's latents beside the noisy ones, guided by two scales:
+
+        ε̃ = ε(∅, ∅) + s_I (ε(I, ∅) − ε(∅, ∅)) + s_T (ε(I, T) − ε(I, ∅))           Brooks et al. 2023, eq. 3
+
+    s_T is `guidance_scale`, s_I `image_guidance_scale`. With s_T ≤ 1 or s_I < 1 it is ε(I, T) alone.
+    """
+
+    extra_channels = (4,)
+    _callback_tensor_inputs = (*StableDiffusion._callback_tensor_inputs, "image_latents")
+
+    def __call__(
+        self,
+        prompt: Prompt | None = None,
+        image: PictureInput | None = None,
+        num_inference_steps: int = 100,
+        *,
+        image_guidance_scale: float = 1.5,
+        **options: Unpack[TextOptions],
+    ) -> StableDiffusionPipelineOutput | tuple[Images, None]:
+        """Edit pictures.
+
+        Args:
+            prompt: the instruction: one text or a list.
+            image: one picture, or one per instruction: PIL, numpy, torch in [0, 1], or latents.
+            num_inference_steps: steps of the scheduler.
+            image_guidance_scale: s_I ≥ 0: how closely to keep to the picture; a callback may assign it.
+            options: see `TextOptions`; `guidance_scale` is 7.5 by default.
+
+        Raises what `StableDiffusionPipeline` raises, and `InputError` for a picture that does not fit.
+        """
+        scale = check_number("image_guidance_scale", image_guidance_scale, 0.0, advice="1.5")
+        latent = self.codec.config.latent_channels
+        given = load_pictures(image, multiple=self.vae_scale_factor, latent_channels=latent)
+        pictures = given.centred()
+        sides = [side * (self.vae_scale_factor if given.latent else 1) for side in pictures.shape[-2:]]
+        return self._generate(
+            prompt,
+            num_inference_steps,
+            self.latent_shape(*sides),
+            options,
+            pictures=pictures,
+            encoded=given.latent,
+            image_guidance_scale=scale,
+        )
+
+    def _begin(self, request: Request, rows: slice) -> PipelineCall:
+        call = super()._begin(request, rows)
+        assert isinstance(request, TextRequest)
+        call.image_guidance_scale = request.extra["image_guidance_scale"]
+        return call
+
+    def _conditions(self, request: Request, rows: slice) -> dict[str, torch.Tensor]:
+        """The texts, and the pictures' latents: the posterior's mean, not scaled (as the network was trained)."""
+        assert isinstance(request, TextRequest)
+        tensors = super()._conditions(request, rows)
+        latents = request.rows("pictures", rows)
+        if not request.extra["encoded"]:
+            with self._using(self.codec_name):
+                x = latents.to(self.codec.device, self.codec.dtype)
+                (posterior,) = self.codec.encode(x, return_dict=False)
+            latents = posterior.mode()
+        latents = latents.to(self.execution_device)
+        return {**tensors, "image_latents": latents, "no_image": torch.zeros_like(latents)}
+
+    def _denoise(self, call: PipelineCall, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The prediction under both guidances."""
+        scale, image_scale = call.current_scale, call.image_guidance_scale
+        if scale <= 1 or image_scale < 1:
+            return self._predict(call, z, t, ("prompt_embeds",))
+        texts = ("prompt_embeds", "negative_prompt_embeds", "negative_prompt_embeds")
+        both, pictured, without = self._predict(call, torch.cat([z, z, z]), t, texts).chunk(3)
+        return without + scale * (both - pictured) + image_scale * (pictured - without)
+
+    def _network_input(self, call: PipelineCall, z: torch.Tensor, copies: int) -> torch.Tensor:
+        pictured = ("image_latents",) if copies == 1 else ("image_latents", "image_latents", "no_image")
+        return torch.cat([z, call.joined(*pictured).to(z.dtype)], dim=1)
