@@ -18,7 +18,7 @@ from latentia.recipes.samplers import SAMPLERS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted(DOCS.glob("*.md"))]
-LESSONS = [DOCS / f"{name}.md" for name in ("quickstart", "schedulers", "training", "files", "metrics")]
+LESSONS = [DOCS / f"{name}.md" for name in ("quickstart", "schedulers", "stable_diffusion", "training", "files", "metrics")]
 
 
 def blocks(page: Path, language: str) -> list[str]:

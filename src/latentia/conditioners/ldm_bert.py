@@ -3,7 +3,7 @@
 A transformer over tokens that see each other in both directions, normalised before each branch.
 """
 
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -157,4 +157,4 @@ class _Layer(nn.Module):
         x = x + F.dropout(h, self.dropout, self.training)
         h = self.activation(self.fc1(self.final_layer_norm(x)))
         h = self.fc2(F.dropout(h, self.activation_dropout, self.training))
-        return cast(torch.Tensor, x + F.dropout(h, self.dropout, self.training))
+        return x + F.dropout(h, self.dropout, self.training)

@@ -25,6 +25,9 @@ _UNBOUNDED = 10**6
 _FINAL_NORMS = ("text_model.final_layer_norm", "final_layer_norm", "encoder.final_layer_norm", "model.layer_norm")
 """Where text encoders keep the normalisation behind their last layer."""
 
+_DEPTHS = ("num_hidden_layers", "encoder_layers", "num_layers")
+"""What configs call the number of layers."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Wrapping:
@@ -96,7 +99,7 @@ def token_ids(
 
     Raises `InputError` for prompts that are not texts, and for tokenizers without a length or a padding token.
     """
-    return _token_ids(tokenizer, prompts, windows, max_length)[0]
+    return _dressed(tokenizer, prompts, windows, max_length)[:, :, 0]
 
 
 def encode_prompts(
@@ -126,56 +129,41 @@ def encode_prompts(
     normalisation.
     """
     skip, norm = _check_clip_skip(text_encoder, clip_skip)
-    ids, mask = _token_ids(tokenizer, prompts, windows, window_length(tokenizer, text_encoder))
-    batch, _, length = ids.shape
-    rows: dict[tuple[int, ...], int] = {}  # each different window → its place among those that are encoded
-    places = [rows.setdefault(tuple(row), len(rows)) for row in ids.view(-1, length).tolist()]
-    chosen = [places.index(i) for i in range(len(rows))]
-    device = text_encoder.device
-    different = ids.view(-1, length)[chosen].to(device)
-    masks = mask.view(-1, length)[chosen].to(device) if _wants_mask(text_encoder) else None
-    encoded = [
-        _encode(text_encoder, different[i : i + 1], None if masks is None else masks[i : i + 1], skip, norm)
-        for i in range(len(rows))
-    ]
+    dressed = _dressed(tokenizer, prompts, windows, window_length(tokenizer, text_encoder))
+    batch, _, _, length = dressed.shape
+    # Each different window (its ids and mask) → its place among those that are encoded.
+    different: dict[tuple[int, ...], int] = {}
+    places = [different.setdefault(tuple(row), len(different)) for row in dressed.flatten(2).flatten(0, 1).tolist()]
+    rows = torch.tensor(list(different), device=text_encoder.device).view(-1, 2, 1, length)
+    masked = bool(getattr(text_encoder.config, "use_attention_mask", False))
+    encoded = []
+    for ids, mask in rows:
+        given = {"attention_mask": mask if masked else None}
+        if norm is None:
+            encoded.append(text_encoder(ids, **given)[0][0])
+        else:
+            states = text_encoder(ids, **given, output_hidden_states=True).hidden_states
+            encoded.append(norm(states[-(skip + 1)])[0])
     return torch.stack([encoded[i] for i in places]).view(batch, windows * length, -1)
 
 
-def _encode(
-    text_encoder: Any, ids: torch.Tensor, mask: torch.Tensor | None, clip_skip: int | None, norm: nn.Module | None
-) -> torch.Tensor:
-    """One window, (1, L) → (L, D)."""
-    if norm is None or not clip_skip:
-        hidden: torch.Tensor = text_encoder(ids, attention_mask=mask)[0]
-    else:
-        states = text_encoder(ids, attention_mask=mask, output_hidden_states=True).hidden_states
-        hidden = norm(states[-(clip_skip + 1)])
-    return hidden[0]
-
-
-def _wants_mask(text_encoder: Any) -> bool:
-    return bool(getattr(text_encoder.config, "use_attention_mask", False))
-
-
-def _check_clip_skip(text_encoder: Any, clip_skip: int | None) -> nn.Module | None:
-    """The normalisation behind the last layer, when a layer before it is asked for."""
-    if clip_skip is None or check_count("clip_skip", clip_skip, 0) == 0:
-        return None
+def _check_clip_skip(text_encoder: Any, clip_skip: int | None) -> tuple[int, nn.Module | None]:
+    """`clip_skip` as a number, and the last normalisation where one must be applied to an earlier layer."""
+    skip = 0 if clip_skip is None else check_count("clip_skip", clip_skip, 0)
+    if skip == 0:
+        return 0, None
+    kind = type(text_encoder).__name__
     modules = dict(text_encoder.named_modules())
     norm = next((modules[name] for name in _FINAL_NORMS if name in modules), None)
     if norm is None:
         raise InputError(
-            f"clip_skip={clip_skip}: {type(text_encoder).__name__} has no normalisation behind its last layer that "
-            "could be applied to an earlier one; leave clip_skip at None"
+            f"clip_skip={skip}: {kind} has no normalisation behind its last layer that could be applied to an earlier "
+            "one; leave clip_skip at None"
         )
-    config = text_encoder.config
-    names = ("num_hidden_layers", "encoder_layers", "num_layers")
-    layers = next((n for name in names if (n := getattr(config, name, None)) is not None), None)
-    if layers is not None and clip_skip > layers:
-        raise InputError(
-            f"clip_skip={clip_skip}: {type(text_encoder).__name__} has {layers} layers; give 0 to {layers}"
-        )
-    return norm
+    layers = next((n for name in _DEPTHS if (n := getattr(text_encoder.config, name, None)) is not None), skip)
+    if skip > layers:
+        raise InputError(f"clip_skip={skip}: {kind} has {layers} layers; give 0 to {layers}")
+    return skip, norm
 
 
 def _texts(prompts: object) -> list[str]:
@@ -211,15 +199,12 @@ def _tokenize(tokenizer: Any, texts: list[str], max_length: int | None) -> tuple
     return wrapping, bodies
 
 
-def _token_ids(
-    tokenizer: Any, prompts: object, windows: int, max_length: int | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask, (B, windows, L) int64 each."""
+def _dressed(tokenizer: Any, prompts: object, windows: int, max_length: int | None) -> torch.Tensor:
+    """Ids and mask of every window, (B, windows, 2, L) int64."""
     windows = check_count("windows", windows)
     wrapping, bodies = _tokenize(tokenizer, _texts(prompts), max_length)
-    ids = [[_window(body, i, windows, wrapping) for i in range(windows)] for body in bodies]
-    both = torch.tensor(ids, dtype=torch.int64)  # (B, windows, 2, L)
-    return both[:, :, 0], both[:, :, 1]
+    dressed = [[_window(body, i, windows, wrapping) for i in range(windows)] for body in bodies]
+    return torch.tensor(dressed, dtype=torch.int64)
 
 
 def _window(body: list[int], index: int, windows: int, wrapping: _Wrapping) -> tuple[list[int], list[int]]:

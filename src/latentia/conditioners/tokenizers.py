@@ -3,16 +3,18 @@
 transformers is imported when a function is called, and of it only the tokenizers.
 """
 
+import contextlib
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from latentia.core.arguments import check_count
 from latentia.core.files import read_json
-from latentia.core.transaction import finish, names, write_together
+from latentia.core.transaction import JOURNAL, current, names, write_together
 from latentia.errors import ArtifactError, InputError, check_choice
 
 _WHOLE = "tokenizer.json"
@@ -56,17 +58,32 @@ def load_tokenizer(folder: str | os.PathLike[str], class_name: str = "PreTrained
     path = Path(folder)
     if not path.is_dir():
         raise ArtifactError(f"no folder {path}: a {class_name} needs one with {_needs(class_name)}")
-    finish(path)
     _check_complete(path, class_name)
     import transformers
 
-    try:
-        return getattr(transformers, class_name).from_pretrained(str(path), local_files_only=True)
-    except Exception as error:  # the library raises anything, bare Exception from its compiled half included
-        raise ArtifactError(
-            f"{path} does not hold a readable {class_name} ({type(error).__name__}: {error}): "
-            "it may be truncated; save or copy it again"
-        ) from error
+    with _settled(path) as settled:
+        try:
+            return getattr(transformers, class_name).from_pretrained(str(settled), local_files_only=True)
+        except Exception as error:  # the library raises anything, bare Exception from its compiled half included
+            for name in sorted(names(path) & _FILES):
+                if name.endswith(".json"):
+                    read_json(current(path / name))  # says which file is truncated
+            raise ArtifactError(
+                f"{path} does not hold a readable {class_name} ({type(error).__name__}: {error}): "
+                "it may be truncated; save or copy it again"
+            ) from error
+
+
+@contextlib.contextmanager
+def _settled(path: Path) -> Iterator[Path]:
+    """A folder in which the files have their names: `path`, or a copy where a save was interrupted."""
+    if not (path / JOURNAL).exists():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        for name in names(path) & _FILES:
+            shutil.copyfile(current(path / name), Path(copy, name))
+        yield Path(copy)
 
 
 def _needs(class_name: str) -> str:
@@ -77,9 +94,6 @@ def _needs(class_name: str) -> str:
 def _check_complete(path: Path, class_name: str) -> None:
     """Raise `ArtifactError` for missing files: without them transformers quietly makes a tokenizer of two tokens."""
     found = names(path)
-    for name in sorted(found & _FILES):
-        if name.endswith(".json"):
-            read_json(path / name)
     parts = TOKENIZER_CLASSES[class_name]
     if _WHOLE in found or (parts and found.issuperset(parts)):
         return

@@ -203,6 +203,12 @@ class ConfigMixin:
         except AttributeError:
             raise ConfigError(f"{cls.__name__}.__init__ is not recorded: write @register_to_config above it") from None
 
+    def record(self, **values: Any) -> None:
+        """Replace recorded arguments by what the object found or chose itself; they no longer count as defaulted."""
+        config: FrozenConfig = self.config
+        new = FrozenConfig({**config, **values}, config.defaulted - frozenset(values))
+        object.__setattr__(self, "_config", new)
+
     @classmethod
     def check_arguments(cls, given: Mapping[str, Any]) -> None:
         """Raise `ConfigError` naming every argument that the constructor does not take."""

@@ -94,6 +94,8 @@ class ControlNetModel(ConditionalEncoder):
     for arguments of other families.
     """
 
+    _repeated_blocks = ("BasicTransformerBlock", "ResnetBlock")
+
     @register_to_config
     def __init__(
         self,

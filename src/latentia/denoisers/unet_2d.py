@@ -49,7 +49,8 @@ class UNet2DModel(GradientCheckpointing, ModelMixin):
             by t) or `learned` (a table of `num_train_timesteps` rows).
         time_embedding_dim: width of the embedding; None: 4·block_out_channels[0].
         freq_shift, flip_sin_to_cos: convention of the sinusoids, see `latentia.nn.embeddings`.
-        down_block_types, up_block_types: one name a stage, see `latentia.denoisers.unet_2d_blocks`.
+        down_block_types, up_block_types: one name a stage, see `latentia.denoisers.unet_2d_blocks`. Both left out:
+            attention in all stages but the largest, however many there are.
         mid_block_type: `UNetMidBlock2D` or None.
         block_out_channels: width of each stage; every stage but the last halves the resolution.
         layers_per_block: residual blocks a stage (one more on the way up).
@@ -76,6 +77,8 @@ class UNet2DModel(GradientCheckpointing, ModelMixin):
     """
 
     extensions = frozenset({"zero_init"})
+
+    _repeated_blocks = ("ResnetBlock", "SelfAttention")
 
     @register_to_config
     def __init__(
@@ -111,6 +114,7 @@ class UNet2DModel(GradientCheckpointing, ModelMixin):
         zero_init: bool = False,
     ) -> None:
         super().__init__()
+        self._choose_blocks()
         self._check_config()
         emb_channels = time_embedding_dim or 4 * block_out_channels[0]
         style = ResnetStyle(emb_channels, norm_num_groups, norm_eps, act_fn, dropout, resnet_time_scale_shift)
@@ -132,6 +136,14 @@ class UNet2DModel(GradientCheckpointing, ModelMixin):
         if zero_init:
             zero_residual_branches_(self)
             zero_(self.conv_out)
+
+    def _choose_blocks(self) -> None:
+        """Other than four stages without a word about their blocks: attention in all but the largest, as by default."""
+        c, names = self.config, {"down_block_types", "up_block_types"}
+        deep = len(c.block_out_channels) - 1
+        if names <= c.defaulted and deep >= 0 and deep + 1 != len(c.down_block_types):
+            down, up = ("DownBlock2D", *["AttnDownBlock2D"] * deep), (*["AttnUpBlock2D"] * deep, "UpBlock2D")
+            self.record(down_block_types=down, up_block_types=up)
 
     def _check_config(self) -> None:
         c = self.config

@@ -96,6 +96,8 @@ class UNet2DConditionModel(ConditionalEncoder):
     for arguments of other families.
     """
 
+    _repeated_blocks = ("BasicTransformerBlock", "ResnetBlock")
+
     @register_to_config
     def __init__(
         self,

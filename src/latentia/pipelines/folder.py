@@ -289,8 +289,9 @@ def save_component(component: Any, folder: Path, variant: str | None, max_shard_
         component.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
     elif isinstance(component, ConfigMixin):
         component.save_config(folder)
-    elif isinstance(component, nn.Module):  # a text encoder of transformers
-        component.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
+    elif isinstance(component, nn.Module):
+        encoder: Any = component  # of transformers
+        encoder.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
     elif component is not None:
         from latentia.conditioners.tokenizers import save_tokenizer
 

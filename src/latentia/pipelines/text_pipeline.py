@@ -36,7 +36,7 @@ class TextPipeline(CodecMixin, SamplingPipeline):
     """
 
     text_name: ClassVar[str] = "text_encoder"
-    _callback_tensor_inputs = (
+    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = (
         "latents",
         "prompt_embeds",
         "negative_prompt_embeds",
@@ -113,9 +113,11 @@ class TextPipeline(CodecMixin, SamplingPipeline):
         negatives = negatives or [""] * count
         texts = [*(prompts or ()), *(negatives if do_classifier_free_guidance else ())]
         windows = max(count_windows(self.tokenizer, texts, window_length(self.tokenizer, self.conditioner)))
-        embeds = self._encode(texts, windows, clip_skip).to(device or self.execution_device)
-        rows = [repeat_rows(part, num_images_per_prompt) for part in embeds.split(count)]
-        return rows[0], rows[1] if do_classifier_free_guidance else None
+        device = device or self.execution_device
+        embeds = repeat_rows(self._encode(prompts or (), windows, clip_skip).to(device), num_images_per_prompt)
+        if not do_classifier_free_guidance:
+            return embeds, None
+        return embeds, repeat_rows(self._encode(negatives, windows, None).to(device), num_images_per_prompt)
 
     def _encode(self, texts: Sequence[str], windows: int, clip_skip: int | None) -> torch.Tensor:
         """Texts → (len, windows · L, D), finite."""
@@ -174,7 +176,7 @@ class TextPipeline(CodecMixin, SamplingPipeline):
         request = self._request(
             prompt, num_inference_steps, shape, extra, **{"guidance_scale": guidance_scale, **given}
         )
-        images = self._sample(request)
+        images = self._sample(self._completed(request))
         return StableDiffusionPipelineOutput(images) if return_dict else (images, None)
 
     def _request(
@@ -244,8 +246,13 @@ class TextPipeline(CodecMixin, SamplingPipeline):
             wanted=wanted,
             cancel=check_cancel(cancel),
             texts=texts,
+            each=each,
             extra=extra,
         )
+
+    def _completed(self, request: TextRequest) -> TextRequest:
+        """A hook: the request with the pipeline's own arguments checked against the rest, before any work."""
+        return request
 
     def _texts(
         self,
@@ -281,19 +288,18 @@ class TextPipeline(CodecMixin, SamplingPipeline):
         tensors = super()._conditions(request, rows)
         texts, device = request.texts, self.execution_device
         windows = texts.windows[rows.start]
-        pending = {
-            "prompt_embeds": (texts.embeds, texts.prompts),
-            "negative_prompt_embeds": (texts.negative_embeds, texts.negatives),
+        sources = {
+            "prompt_embeds": (texts.embeds, texts.prompts, texts.clip_skip),
+            "negative_prompt_embeds": (texts.negative_embeds, texts.negatives, None),  # as Diffusers: never skipped
         }
         if not texts.negated:
-            del pending["negative_prompt_embeds"]
-        written = [text for given, listed in pending.values() if given is None for text in (listed or ())[rows]]
-        encoded = self._encode(written, windows, texts.clip_skip).to(device) if written else None
-        for name, (given, _) in pending.items():
-            if given is not None:
-                tensors[name] = given[rows].to(device)
-            elif encoded is not None:
-                tensors[name], encoded = encoded[: rows.stop - rows.start], encoded[rows.stop - rows.start :]
+            del sources["negative_prompt_embeds"]
+        for name, (embeds, written, skip) in sources.items():
+            if embeds is None:
+                embeds = self._encode((written or ())[rows], windows, skip)
+            else:
+                embeds = embeds[rows]
+            tensors[name] = embeds.to(device)
         return tensors
 
     def _denoise(self, call: PipelineCall, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

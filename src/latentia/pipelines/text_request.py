@@ -23,7 +23,7 @@ class TextOptions(TypedDict):
     guidance_scale: s of ε_∅ + s(ε_c − ε_∅); at most 1: the conditional network alone.
     guidance_rescale: φ in [0, 1]; how far the guided prediction gets the conditional one's spread back.
     guidance_interval: (start, stop) in [0, 1], 0 = noise, 1 = data: guidance acts while start ≤ 1 − t/T ≤ stop.
-    clip_skip: layers of the text encoder to leave out at its end.
+    clip_skip: layers of the text encoder to leave out at its end; as in Diffusers not for negative prompts.
     eta: η in [0, 1] of DDIM: 0 deterministic, 1 as noisy as DDPM. Needs a scheduler that takes it.
     generator: source of all noise: one for the batch, or a list with one per picture.
     seed: picture i is drawn from its own generator, derived from (seed, i); alone or in any batch it is the same.
@@ -92,9 +92,14 @@ class Texts:
 
 @dataclass(frozen=True, kw_only=True)
 class TextRequest(Request):
-    """A request with texts; `extra` holds what else a pipeline needs to know about the call."""
+    """A request with texts; `extra` holds what else a pipeline needs to know about the call.
+
+    Attributes:
+        each: pictures of one text, side by side in the batch.
+    """
 
     texts: Texts
+    each: int = 1
     extra: dict[str, Any] = field(default_factory=dict)
 
     def chunks(self) -> Iterator[slice]:
