@@ -1,4 +1,4 @@
-"""Every public pipeline that makes pictures of classes, or of nothing, keeps one contract: folder, callbacks, cancel, seeds, threads, errors."""
+"""Every public pipeline of classes, or of nothing, keeps one contract: folder, callbacks, seeds, threads, errors."""
 
 import inspect
 from concurrent.futures import ThreadPoolExecutor

@@ -205,9 +205,9 @@ def test_a_scheduler_that_spoils_a_finite_prediction_is_told_from_the_network():
 
 
 def test_a_step_that_cannot_be_repeated_is_still_reported():
-    pipe, net = with_network()
+    pipe, _ = with_network()
     once = iter([torch.full((1, 1), float("nan"))])
-    with pytest.raises(NonFiniteError, match="after step 1 of 1: .*failed with StopIteration"):
+    with pytest.raises(NonFiniteError, match=r"after step 1 of 1: .*failed with StopIteration"):
         sample_loop(PipelineCall(pipe, Halving(1)), lambda *_: next(once), torch.ones(1, 1))
 
 

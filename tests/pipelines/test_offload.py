@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from latentia.errors import InputError, UnknownChoiceError
+from latentia.errors import InputError, NonFiniteError, UnknownChoiceError
 from latentia.pipelines import offload as module
 from latentia.pipelines.offload import Offload
 
@@ -69,8 +69,10 @@ def test_parts_used_together_and_blocks_within_blocks_stay(offload, log):
         assert offload.present == ("unet", "text_encoder")
         with offload.using("vae"):  # a callback that decodes a preview
             assert offload.present == ("unet", "text_encoder", "vae")
-            with pytest.raises(InputError, match="unet, text_encoder, vae cannot be sent home while in use"):
-                offload.release()
+            with pytest.raises(InputError, match="unet, text_encoder, vae cannot be let go while in use"):
+                offload.remove()
+            offload.release()  # of a call within the call, say
+            assert offload.present == ("unet", "text_encoder", "vae")
         with offload.using("unet"):
             assert offload.present == ("unet", "text_encoder")
     assert log.count(("unet", "meta")) == 1
@@ -103,13 +105,15 @@ def test_threads_take_turns(offload):
     assert not wrong
 
 
-def test_a_move_that_fails_half_way_is_undone_by_the_next_one(log):
+def test_a_move_that_fails_half_way_is_undone(log):
     offload = Offload({"unet": Part("unet", log, fails=True), "vae": Part("vae", log)}, "meta")
-    with pytest.raises(torch.OutOfMemoryError), offload.using("unet"):
-        pass
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError), offload.using("unet"):
+            pass
+        assert offload.present == ()
     with offload.using("vae"):
         assert offload.present == ("vae",)
-    assert log == [("unet", "meta"), ("unet", "cpu"), ("vae", "meta")]
+    assert log == [("unet", "meta"), ("unet", "cpu")] * 2 + [("vae", "meta")]
 
 
 def test_an_error_in_the_block_frees_the_turn(offload):
@@ -167,3 +171,27 @@ def test_bad_names_and_machines_without_an_accelerator(offload, monkeypatch):
     assert Offload({}).device == torch.device("cuda", 1)
     assert Offload({}, "cuda").device == torch.device("cuda", 1)
     assert Offload({}, "cuda:0").device == torch.device("cuda", 0)
+
+
+def test_a_pipeline_makes_the_same_pictures_and_says_what_it_does_not_do(latent):
+    call = {"class_labels": [0, 2], "seed": 3, "num_inference_steps": 2, "output_type": "pt"}
+    before = latent(**call).images
+    latent.enable_model_cpu_offload("cpu")
+    assert torch.equal(latent(**call).images, before)
+    assert latent._offload.present == ()  # nothing stays behind
+    with pytest.raises(InputError, match="disable_model_cpu_offload"):
+        latent.to("cpu")
+    latent.disable_model_cpu_offload()
+    assert torch.equal(latent(**call).images, before)
+
+
+def test_a_pipelines_error_names_the_module(latent):
+    call = {"class_labels": [0], "seed": 3, "num_inference_steps": 3}
+    bias = latent.unet.mid_block.resnets[0].conv1.bias
+    bias.data[0] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"step 1 of 3: first in unet\.mid_block\.resnets\.0\.conv1; "):
+        latent(**call)
+    bias.data[0] = 0.0
+    latent.vae.decoder.conv_norm_out.weight.data[0] = float("inf")
+    with pytest.raises(NonFiniteError, match=r"from vae in float32, first in vae\.decoder\.conv_norm_out: "):
+        latent(**call)

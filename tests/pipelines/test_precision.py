@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from latentia import AutoencoderKL
 from latentia.errors import NonFiniteError
 from latentia.pipelines import precision
-from latentia.pipelines.precision import decode_safely, encode_safely, forget_float32
+from latentia.pipelines.precision import decode_safely, encode_safely, forget_float32, run_safely
 
 SCALE = 0.5
 
@@ -215,6 +215,12 @@ def test_what_float32_cannot_hold_either_names_the_module(dtype):
         NonFiniteError, match=r"from vae in float32, first in vae\.decoder\.up_blocks\.0\.resnets\.1\.conv2:"
     ):
         decode_safely(vae, latents(1))
+
+
+def test_any_other_way_through_a_codec():
+    vae, x = tiny_vae(force_upcast=True).half(), torch.rand(2, 3, 16, 16)
+    mode = run_safely(vae, lambda network, part, _: network.encode(part).latent_dist.mode(), x)
+    assert torch.equal(mode, tiny_vae().half().float().encode(x).latent_dist.mode())
 
 
 def test_bad_inputs_and_names_are_told():

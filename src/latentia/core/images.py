@@ -66,7 +66,8 @@ def as_output(x: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarr
     if output_type == "pil":
         return to_pil(x)
     _check(x)
-    unit = (x.detach().float() / 2 + 0.5).clamp(0, 1)
+    wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    unit = (wide / 2 + 0.5).clamp(0, 1).float()
     return unit.permute(0, 2, 3, 1).cpu().numpy() if output_type == "np" else unit
 
 

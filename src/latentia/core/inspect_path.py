@@ -3,7 +3,7 @@
 import importlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -65,11 +65,35 @@ class Description:
         return {"path": str(self.path), **values, "variants": list(self.variants), "parts": parts}
 
 
-def describe(path: Path | str) -> Description:
-    """Describe a file or folder; nothing raises, whatever is wrong stands in `problems`."""
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a single file of tensors holds, as a `Recogniser` sees it.
+
+    Attributes:
+        family: what the file is; None: unknown.
+        parts: part → (class, names of its tensors in the file).
+        variants: tags of the sets of weights.
+        problems: what will fail or mislead.
+    """
+
+    family: str | None = None
+    parts: dict[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
+    variants: tuple[str, ...] = ()
+    problems: list[str] = field(default_factory=list)
+
+
+Recogniser = Callable[[Header], Content]
+"""Tells from a header what a file is; the knowledge of other projects' files lies above this floor."""
+
+
+def describe(path: Path | str, recognise: Recogniser | None = None) -> Description:
+    """Describe a file or folder; nothing raises, whatever is wrong stands in `problems`.
+
+    `recognise` is asked about single safetensors files.
+    """
     path = Path(path)
     if path.is_file():
-        return _describe_file(path)
+        return _describe_file(path, recognise)
     if not path.is_dir():
         siblings = [p.name for p in path.absolute().parent.iterdir()] if path.absolute().parent.is_dir() else []
         match = nearest(path.name, siblings)
@@ -99,20 +123,34 @@ def _describe_folder(path: Path, present: set[str]) -> Description:
     return found
 
 
-def _describe_file(path: Path) -> Description:
+def _describe_file(path: Path, recognise: Recogniser | None) -> Description:
     size = path.stat().st_size
     if path.suffix in PICKLES:
-        return Description(
-            path, "pickle", bytes=size, problems=["pickles can run code when read: convert to safetensors"]
-        )
+        advice = f"convert to safetensors (latentia convert {path.name} {path.stem}.safetensors reads tensors alone)"
+        return Description(path, "pickle", bytes=size, problems=[f"pickles can run code when read: {advice}"])
     if path.suffix != ".safetensors":
         return Description(path, "file", bytes=size)
     found = Description(path, "safetensors", bytes=size)
     try:
-        _count(found, [read_header(path)])
+        header = read_header(path)
     except ArtifactError as error:
         found.problems.append(str(error))
+        return found
+    _count(found, [header])
+    if recognise is not None:
+        _add_content(found, header, recognise(header))
     return found
+
+
+def _add_content(found: Description, header: Header, content: Content) -> None:
+    found.class_name, found.variants = content.family, content.variants
+    found.problems += content.problems
+    for name, (class_name, tensors) in content.parts.items():
+        part = Description(found.path, "model", class_name)
+        held = {name: header.tensors[name] for name in tensors if name in header.tensors}
+        _count(part, [Header(held, {}, 0)])
+        part.bytes = sum(entry.end - entry.begin for entry in held.values())
+        found.parts[name] = part
 
 
 def _describe_pipeline(path: Path) -> Description:

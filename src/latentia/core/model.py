@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import nn
 
 from latentia.core.artifacts import load_state_dict, save_state_dict
 from latentia.core.config import ConfigMixin, freeze, to_json
+from latentia.core.execution import Execution
 from latentia.core.hub import resolve_folder
 from latentia.core.model_loading import SkipInit, check_fits, fill
 from latentia.core.transaction import current, names
@@ -39,7 +39,7 @@ _HARMLESS = frozenset(("low_cpu_mem_usage", "use_safetensors"))
 """Options of Diffusers' loader that ask for what always happens here."""
 
 
-class ModelMixin(nn.Module, ConfigMixin):
+class ModelMixin(Execution, ConfigMixin):
     """Base of every codec and denoiser: recorded config, folder of safetensors, dtype and device.
 
     Class attribute `weights_stem` is the first part of the weight files' names.

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from latentia.core.execution import SliceableAttention
 from latentia.errors import ConfigError
 from latentia.nn.norms import group_norm
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(SliceableAttention):
     """x + W_o·softmax(QKᵀ/√d)·V over all H·W positions, Q, K, V from the normalised x.
 
     Args:
@@ -55,10 +56,31 @@ class SelfAttention(nn.Module):
         q = self.to_q(h).view(split).transpose(1, 2)  # (B, heads, N, d)
         k = self.to_k(h).view(split).transpose(1, 2)
         v = self.to_v(h).view(split).transpose(1, 2)
-        h = F.scaled_dot_product_attention(q, k, v)
+        h = attend(q, k, v, None, self.slice_size)
         h = self.to_out(h.transpose(1, 2).flatten(2))  # (B, N, C)
         out = x + h.transpose(1, 2).view(batch, channels, height, width)
         return out if self.output_scale == 1.0 else out / self.output_scale
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, slice_size: int | None
+) -> torch.Tensor:
+    """softmax(QKᵀ/√d + bias)·V, for `slice_size` heads of one sample at a time unless that is None.
+
+    q (B, heads, N, d), k and v (B, heads, keys, d), bias (B or 1, 1, 1, keys) → (B, heads, N, d).
+    """
+    if slice_size is None:
+        return F.scaled_dot_product_attention(q, k, v, bias)
+    batch, heads, length, _ = q.shape
+    # Stored as (B, N, heads, d), which is how the layer behind the attention reads it.
+    out = q.new_empty(batch, length, heads, v.shape[-1]).transpose(1, 2)
+    for i in range(batch):
+        row = slice(i, i + 1)
+        added = bias if bias is None or len(bias) == 1 else bias[row]
+        for first in range(0, heads, slice_size):
+            some = slice(first, first + slice_size)
+            out[row, some] = F.scaled_dot_product_attention(q[row, some], k[row, some], v[row, some], added)
+    return out
 
 
 _LEGACY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

@@ -2,9 +2,10 @@
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
+from latentia.core.execution import SliceableAttention
 from latentia.errors import InputError
+from latentia.nn.attention import attend
 
 FLOAT32_SCORES = frozenset(("cpu", "cuda"))
 """Devices on which every kernel of `scaled_dot_product_attention` adds up QKᵀ and takes the softmax in float32."""
@@ -14,7 +15,7 @@ MASKED = -10000.0
 """Added to the scores of keys that a mask leaves out (Diffusers' number: the softmax of a full mask stays finite)."""
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(SliceableAttention):
     """W_o·softmax(QKᵀ/√d + bias)·V; Q from the tokens, K and V from the context, or from the tokens without one.
 
     The projections to Q, K and V have no bias, the one out of the heads has.
@@ -55,9 +56,9 @@ class CrossAttention(nn.Module):
             )
         if self.upcast and q.dtype in HALVES and q.device.type not in FLOAT32_SCORES:
             bias = None if bias is None else bias.float()
-            h = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), bias).to(q.dtype)
+            h = attend(q.float(), k.float(), v.float(), bias, self.slice_size).to(q.dtype)
         else:
-            h = F.scaled_dot_product_attention(q, k, v, bias)
+            h = attend(q, k, v, bias, self.slice_size)
         out: torch.Tensor = self.to_out(h.transpose(1, 2).flatten(2))
         return out
 

@@ -8,6 +8,7 @@ from latentia.core.arguments import check_number
 from latentia.pipelines.call import PipelineCall
 from latentia.pipelines.image_input import PictureInput, load_pictures
 from latentia.pipelines.outputs import Images, StableDiffusionPipelineOutput
+from latentia.pipelines.precision import run_safely
 from latentia.pipelines.request import Request
 from latentia.pipelines.text_request import Prompt, TextOptions, TextRequest
 from latentia.pipelines.text_to_image import StableDiffusion
@@ -72,9 +73,12 @@ class StableDiffusionInstructPix2PixPipeline(StableDiffusion):
         latents = request.rows("pictures", rows)
         if not request.extra["encoded"]:
             with self._using(self.codec_name):
-                x = latents.to(self.codec.device, self.codec.dtype)
-                (posterior,) = self.codec.encode(x, return_dict=False)
-            latents = posterior.mode()
+                latents = run_safely(
+                    self.codec,
+                    lambda vae, x, _: vae.encode(x).latent_dist.mode(),
+                    latents.to(self.codec.device),
+                    name=self.codec_name,
+                )
         latents = latents.to(self.execution_device)
         return {**tensors, "image_latents": latents, "no_image": torch.zeros_like(latents)}
 

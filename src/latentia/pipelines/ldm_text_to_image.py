@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
+from latentia.pipelines.lora import LoraMixin
 from latentia.pipelines.outputs import Images, StableDiffusionPipelineOutput
 from latentia.pipelines.text_pipeline import TextPipeline
 from latentia.pipelines.text_request import Prompt, TextOptions
 
 
-class LDMTextToImagePipeline(TextPipeline):
+class LDMTextToImagePipeline(LoraMixin, TextPipeline):
     """Text to image with a transformer over word pieces in CLIP's place; the folder is Diffusers' of the same name.
 
     Args:
@@ -26,6 +27,7 @@ class LDMTextToImagePipeline(TextPipeline):
         "unet": "denoiser",
         "scheduler": "scheduler",
     }
+    lora_components: ClassVar[Mapping[str, str]] = {"unet": "unet", "text_encoder": "bert"}
     codec_name = "vqvae"
     text_name = "bert"
 

@@ -61,8 +61,7 @@ class Offload:
             before = self._wanted
             self._wanted = [*before, *names]
             try:
-                for name in [name for name in self._present if name not in self._wanted]:
-                    self._send_home(name)
+                self.release()
                 for name in names:
                     self._bring(name)
                 yield
@@ -70,19 +69,16 @@ class Offload:
                 self._wanted = before
 
     def release(self) -> None:
-        """Send every part home and free what they held; waits for running blocks of other threads.
-
-        Raises `InputError` inside a `using` block.
-        """
+        """Send home all parts but those of blocks around this call; waits for running blocks of other threads."""
         with self._turn:
-            if self._wanted:
-                raise InputError(f"{', '.join(self._wanted)} cannot be sent home while in use: leave the block first")
-            for name in self.present:
+            for name in [name for name in self._present if name not in self._wanted]:
                 self._send_home(name)
 
     def remove(self) -> None:
-        """Send every part home and let go of all of them."""
+        """Send every part home and let go of all of them. Raises `InputError` inside a `using` block."""
         with self._turn:
+            if self._wanted:
+                raise InputError(f"{', '.join(self._wanted)} cannot be let go while in use: leave the block first")
             self.release()
             self._hooks = {}
             self._removed = True
@@ -94,13 +90,18 @@ class Offload:
             check_choice("part", name, self._hooks)
 
     def _bring(self, name: str) -> None:
-        if name not in self._present:
-            self._present.append(name)  # first: a move that fails half-way is undone by the next one home
-            user = self._hooks[name]
+        if name in self._present:
+            return
+        user = self._hooks[name]
+        self._present.append(name)
+        try:
             if any(True for _ in user.model.parameters()):  # Accelerate asks the first one where the part is
                 user.hook.pre_forward(user.model)
             else:
                 user.model.to(self.device)
+        except BaseException:  # out of memory half-way, say: nothing stays in two places
+            self._send_home(name)
+            raise
 
     def _send_home(self, name: str) -> None:
         user = self._hooks[name]

@@ -181,7 +181,7 @@ class DiffusionPipeline(ABC):
         object.__setattr__(self, "_offload", None)
 
     def _using(self, *names: str) -> AbstractContextManager[Any]:
-        """Within this the components `names` are on the execution device."""
+        """Within this the components `names` are on the execution device; without names, the block owns the device."""
         return nullcontext() if self._offload is None else self._offload.using(*names)
 
     def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
@@ -266,6 +266,17 @@ class DiffusionPipeline(ABC):
             where = index.folder / layout.INDEX
             built = layout.public_class(index.class_name, DiffusionPipeline, "pipeline class", where)  # type: ignore[type-abstract]
         return built._build(index, dtype, variant, overrides)
+
+    @classmethod
+    def from_single_file(cls, path: str | os.PathLike[str], **options: Any) -> Any:
+        """Build a pipeline from one checkpoint file of another project (CompVis, Stability, LDM, taming).
+
+        On `DiffusionPipeline` the class is the one that the weights call for. Options, and what is raised:
+        `latentia.pipelines.single_file.load_single_file`.
+        """
+        from latentia.pipelines.single_file import load_single_file
+
+        return load_single_file(path, pipeline_class=None if cls is DiffusionPipeline else cls, **options)
 
     @classmethod
     def _build(

@@ -39,12 +39,12 @@ def decode_safely(codec: Any, z: torch.Tensor, generator: Generators = None, nam
 
     Raises `NonFiniteError` naming the module that made a NaN or infinity in float32.
     """
-    return _safely(codec, lambda network, part, rows: network.from_latents(part, rows), z, generator, name)
+    return run_safely(codec, lambda network, part, rows: network.from_latents(part, rows), z, generator, name)
 
 
 def encode_safely(codec: Any, x: torch.Tensor, generator: Generators = None, name: str = "vae") -> torch.Tensor:
     """x in [-1, 1] → scaled latents z = `codec.to_latents(x)`, finite, in float32 at least; see `decode_safely`."""
-    return _safely(codec, lambda network, part, rows: network.to_latents(part, rows), x, generator, name)
+    return run_safely(codec, lambda network, part, rows: network.to_latents(part, rows), x, generator, name)
 
 
 Run = Callable[[Any, torch.Tensor, Generators], torch.Tensor]
@@ -52,7 +52,13 @@ Run = Callable[[Any, torch.Tensor, Generators], torch.Tensor]
 
 
 @torch.no_grad()
-def _safely(codec: Any, run: Run, given: torch.Tensor, generator: Generators, name: str) -> torch.Tensor:
+def run_safely(
+    codec: Any, run: Run, given: torch.Tensor, generator: Generators = None, name: str = "vae"
+) -> torch.Tensor:
+    """`run(codec, given, generator)`, batch first, as `decode_safely` does it: for other ways through a codec.
+
+    `run` must use the network that it is handed, which may be the float32 copy.
+    """
     device, dtype = codec.device, codec.dtype
     start = _states(generator)  # a second attempt draws what the first one drew
     if dtype not in _HALVES:

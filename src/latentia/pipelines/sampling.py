@@ -9,7 +9,6 @@ import torch
 from latentia.core.evaluating import evaluating
 from latentia.core.images import as_output
 from latentia.core.rng import Generators, randn
-from latentia.errors import NonFiniteError
 from latentia.pipelines.call import PipelineCall
 from latentia.pipelines.loop import sample_loop
 from latentia.pipelines.outputs import Images, join
@@ -34,11 +33,15 @@ class SamplingPipeline(DiffusionPipeline):
     def _sample(self, request: Request) -> Images:
         """All pictures of a request."""
         chunks = list(request.chunks())
-        with evaluating(self.networks):
-            first = self._begin(request, chunks[0])
-            calls = chain([first], (self._begin(request, rows) for rows in chunks[1:]))
-            with self.progress_bar(first.num_timesteps * len(chunks)) as bar:
-                return join([self._run(request, call, rows, bar.update) for call, rows in zip(calls, chunks)])
+        try:
+            with evaluating(self.networks):
+                first = self._begin(request, chunks[0])
+                calls = chain([first], (self._begin(request, rows) for rows in chunks[1:]))
+                with self.progress_bar(first.num_timesteps * len(chunks)) as bar:
+                    return join([self._run(request, call, rows, bar.update) for call, rows in zip(calls, chunks)])
+        finally:
+            if self._offload is not None:
+                self._offload.release()
 
     def _begin(self, request: Request, rows: slice) -> PipelineCall:
         """The state of one chunk, on its own copy of the scheduler."""
@@ -74,12 +77,7 @@ class SamplingPipeline(DiffusionPipeline):
             )
         if request.output_type == "latent":
             return z
-        x = self._picture(request, call, rows, self.decode(z, generator))
-        if not bool(torch.isfinite(x).all()):
-            raise NonFiniteError(
-                "NaN or infinity after decoding finite latents: decode in float32 (pipe.to(torch.float32))"
-            )
-        return as_output(x, request.output_type)
+        return as_output(self._picture(request, call, rows, self.decode(z, generator)), request.output_type)
 
     # Hooks -----------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
+from latentia.pipelines.lora import LoraMixin
 from latentia.pipelines.outputs import Images, StableDiffusionPipelineOutput
 from latentia.pipelines.text_pipeline import TextPipeline
 from latentia.pipelines.text_request import Prompt, TextOptions
@@ -20,7 +21,7 @@ STABLE_DIFFUSION: Mapping[str, str] = {
 """The components of Stable Diffusion's folders."""
 
 
-class StableDiffusion(TextPipeline):
+class StableDiffusion(LoraMixin, TextPipeline):
     """Abstract: the components that all pipelines of Stable Diffusion share.
 
     Args:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from PIL.PngImagePlugin import PngInfo
 
 from latentia.core.files import write_atomic
-from latentia.core.images import grid
+from latentia.core.images import as_output, grid
 from latentia.data.folder import SUFFIXES
 from latentia.errors import InputError, check_choice
 from latentia.pipelines.checks import class_indices
@@ -187,6 +187,7 @@ def sample(pipe: AnyPipeline, request: Request) -> torch.Tensor:
 def sample_to(pipe: AnyPipeline, request: Request, out: Path, scale: int | None = None) -> list[Path]:
     """Make the pictures and write them: a grid when `out` ends in .png, else a folder of one PNG each.
 
+    A single picture of a text is written as it is.
     Files that are there are overwritten. A folder's files are `00017.png` (`00017-7.png` with classes) and carry what
     made them as a PNG text `latentia`. Small pictures are enlarged `scale` times in a grid (default: to 64 pixels).
     Under `torchrun` every process makes its share; returns what this process wrote. Raises `InputError`, before any
@@ -200,7 +201,8 @@ def sample_to(pipe: AnyPipeline, request: Request, out: Path, scale: int | None 
             if rank > 0:
                 return []
             size = scale or max(1, 64 // pictures.shape[-1])
-            save_png(grid(pictures, scale=size), out, describe(request))
+            single = request.count == 1 and request.prompts and scale is None
+            save_png(as_output(pictures, "pil")[0] if single else grid(pictures, scale=size), out, describe(request))
             return [out]
         return _write_folder(pipe, request, shard_indices(request.count, rank, world), out)
 
