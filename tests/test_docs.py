@@ -65,7 +65,7 @@ COMMANDS = [words for page in PAGES for words in commands(page)]
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_commands_are_true(words):
     for name in words:
-        if name.endswith(".pth"):  # an option that wants a file which is there
+        if name.endswith((".pth", ".png")):  # options and arguments that want a file which is there
             Path(name).touch()
     check_command(words)
 

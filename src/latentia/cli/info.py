@@ -14,9 +14,10 @@ def info(
 ) -> None:
     """Say what lies at a path: classes, parameters, sizes, and what is wrong with it."""
     from latentia.core.inspect_path import describe
+    from latentia.formats.recognise import recognise
     from latentia.recipes.show import description_tree
 
-    found = describe(path)
+    found = describe(path, recognise)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:

@@ -49,7 +49,9 @@ def inpaint(
     """
     from latentia.recipes.sampling import Request, open_pipeline, read_picture, sample_to
 
-    pictures = {"image": read_picture(image), "mask_image": read_picture(mask)}
+    picture = read_picture(image)
+    width, height = (side // 8 * 8 for side in picture.size)
+    pictures = {"image": picture, "mask_image": read_picture(mask), "height": height, "width": width}
     request = Request(
         count=count or len(prompt or ()) or 1,
         prompts=tuple(prompt or ()),

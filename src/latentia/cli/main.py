@@ -14,6 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from latentia._version import __version__
+from latentia.cli.convert import convert
 from latentia.cli.demo import demo
 from latentia.cli.evaluate import evaluate
 from latentia.cli.img2img import img2img
@@ -75,7 +76,7 @@ def main(
     """Compress, then generate: train latent generative models from scratch, sample them, judge them."""
 
 
-for command in (demo, train, sample, img2img, inpaint, evaluate, recipes, info):
+for command in (demo, train, sample, img2img, inpaint, evaluate, recipes, info, convert):
     app.command()(command)
 
 

@@ -96,4 +96,4 @@ Scheduler = Annotated[
         help="ddim, ddpm, dpm++, dpm++sde, euler, euler_a, heun, pndm, flow, …; default: the pipeline's own.",
     ),
 ]
-SavedPath = Annotated[Path, typer.Argument(help="A saved folder: pipeline, codec, model or run.")]
+SavedPath = Annotated[Path, typer.Argument(help="A saved folder (pipeline, codec, model or run), or a checkpoint file.")]
