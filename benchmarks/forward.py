@@ -85,14 +85,17 @@ def unet_pair(config: dict, batch: int, size: int) -> tuple[Callable[[], object]
     return *calls, float((calls[0]() - calls[1]()).abs().max())
 
 
-def text_unet_pair(config: dict, batch: int, size: int) -> tuple[Callable[[], object], Callable[[], object], float]:
-    """Both forwards on one text of 77 tokens, and the largest difference of their outputs."""
+def text_unet_pair(
+    config: dict, batch: int, size: int, dtype: torch.dtype = torch.float32
+) -> tuple[Callable[[], object], Callable[[], object], float]:
+    """Both forwards on one text of 77 tokens, with one set of weights, and the largest difference of their outputs."""
     torch.manual_seed(0)
-    ours = UNet2DConditionModel(**config).eval()
-    peer = diffusers.UNet2DConditionModel(**config).eval()
-    peer.load_state_dict(ours.state_dict())
-    x = torch.randn(batch, ours.config.in_channels, size, size)
-    text = torch.randn(batch, 77, ours.config.cross_attention_dim)
+    ours = UNet2DConditionModel(**config).eval().to(dtype)
+    with torch.device("meta"):
+        peer = diffusers.UNet2DConditionModel(**config).eval()
+    peer.load_state_dict(ours.state_dict(), assign=True)
+    x = torch.randn(batch, ours.config.in_channels, size, size, dtype=dtype)
+    text = torch.randn(batch, 77, ours.config.cross_attention_dim, dtype=dtype)
     calls = (lambda: ours(x, 500, text).sample, lambda: peer(x, 500, text).sample)
     return *calls, float((calls[0]() - calls[1]()).abs().max())
 

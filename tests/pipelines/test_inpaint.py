@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
-from tiny_sd import tiny_sd
 
 import latentia
 from latentia.errors import InputError
 from latentia.pipelines.inpaint import StableDiffusionInpaintPipeline
+from tiny_sd import tiny_sd
 
 STEPS = 6
 SIZE = 24, 20  # height, width
@@ -23,6 +23,7 @@ HOLE = np.zeros((40, 33), np.uint8)
 HOLE[10:30, 5:20] = 255
 HOLE[5:9, 20:30] = 100  # below a half: kept
 MASK = Image.fromarray(HOLE)
+BINARY = Image.fromarray(np.where(HOLE > 128, 255, 0).astype(np.uint8))
 BLURRED = MASK.filter(ImageFilter.GaussianBlur(2))
 FITTING = [Image.fromarray(array[: SIZE[0], : SIZE[1]]) for array in ARRAYS]
 SMALL = np.zeros(SIZE, np.float32)
@@ -160,19 +161,20 @@ def test_parity_of_forms(kind, image, mask, generator):
 
 
 @pytest.mark.parametrize("kind", ["sd1", "inpaint"])
-@pytest.mark.parametrize(("padding", "mask", "error"), [(3, "binary", 0), (0, "binary", 0), (32, "grey", 1)])
-def test_parity_of_a_crop(kind, padding, mask, error):
-    """Bit for bit; where the mask is grey Diffusers rounds twice."""
-    mask = Image.fromarray(np.where(HOLE > 128, 255, 0).astype(np.uint8)) if mask == "binary" else BLURRED
+@pytest.mark.parametrize(("padding", "grey"), [(3, False), (0, False), (32, True)])
+def test_parity_of_a_crop(kind, padding, grey):
+    """The same 8 bits, but for values that lie between two and where the mask is grey: there Diffusers rounds twice."""
+    mask = BLURRED if grey else BINARY
     given = {"padding_mask_crop": padding, "output_type": "pil", "num_images_per_prompt": 2}
-    ours, theirs = (
-        np.stack(
-            [np.asarray(p, int) for p in draw(pipeline(kind, lib), mask=mask, generator=generators(2)[0], **given)]
-        )
-        for lib in (latentia, diffusers)
-    )
+    made = [
+        draw(pipeline(kind, library), mask=mask, generator=generators(2)[0], **given)
+        for library in (latentia, diffusers)
+    ]
+    ours, theirs = (np.stack([np.asarray(picture, int) for picture in pictures]) for pictures in made)
     assert ours.shape == (2, 40, 33, 3)
-    assert difference(ours, theirs) <= error
+    assert difference(ours, theirs) <= 1
+    level = np.asarray(mask)
+    assert (ours != theirs)[:, (level == 0) | (level == 255)].mean() < 2e-3
 
 
 def test_parity_of_given_latents_of_the_masked_picture():
@@ -212,7 +214,7 @@ def test_a_white_mask_at_strength_1_is_text_to_image(scheduler):
     text = quiet(latentia.StableDiffusionPipeline(**pipe.components))
     options = {"height": SIZE[0], "width": SIZE[1], "num_inference_steps": STEPS, "output_type": "np"}
     want = text("a cat", latents=noise, **options).images
-    assert difference(draw(pipe, mask=np.ones((40, 33)), latents=noise), want) < 1e-6
+    assert difference(draw(pipe, mask=np.ones((40, 33)), latents=noise), want) < 1e-5
 
 
 def test_the_network_of_nine_channels_sees_mask_and_holes(seeing, monkeypatch):
@@ -351,9 +353,8 @@ def test_pasting_back_in_a_batch_and_in_chunks(pipe):
 
 def test_a_crop_keeps_the_rest_of_the_picture(pipe):
     """The picture keeps its size; floats, too, keep their bits."""
-    binary = Image.fromarray(np.where(HOLE > 128, 255, 0).astype(np.uint8))
     for given in ({}, {"paste_back": True, "feather": 0.5}):
-        made = draw(pipe, mask=binary, padding_mask_crop=2, seed=1, **given)
+        made = draw(pipe, mask=BINARY, padding_mask_crop=2, seed=1, **given)
         assert made.shape == (1, 40, 33, 3)
         kept = np.ones((40, 33), bool)
         reach = 2 if given else 0
@@ -374,6 +375,15 @@ def test_alone_in_a_batch_and_in_chunks(kind, scheduler):
     assert difference(draw(pipe, texts, seed=3, strength=0.7, max_batch=2), together) < 2e-5
     for i, text in enumerate(texts):
         assert difference(draw(pipe, text, seed=3, strength=0.7, sample_indices=[i])[0], together[i]) < 2e-5
+
+
+def test_offloading_changes_nothing(pipe):
+    plain = draw(pipe, generator=generators(1)[0], paste_back=True)
+    pipe.enable_model_cpu_offload("cpu")
+    try:
+        assert difference(draw(pipe, generator=generators(1)[0], paste_back=True), plain) == 0
+    finally:
+        pipe.disable_model_cpu_offload()
 
 
 def test_the_default_size_is_the_networks(pipe):

@@ -164,3 +164,31 @@ def test_compat_is_not_written_unless_set(tmp_path):
     diffusers.DPMSolverMultistepScheduler.from_pretrained(tmp_path)
     latentia.DPMSolverMultistepScheduler(compat=True).save_pretrained(tmp_path)
     assert latentia.DPMSolverMultistepScheduler.from_pretrained(tmp_path).config.compat is True
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("begin", [0, 1, 2, 3, 7, 9, 10])
+def test_pndm_begins_in_the_middle_as_in_diffusers(begin, prediction_type):
+    """Image to image: Diffusers counts turns from where the run begins, and repeats the second of them."""
+    config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+    config |= {"skip_prk_steps": True, "prediction_type": prediction_type}
+    pair = diffusers.PNDMScheduler(**config), latentia.PNDMScheduler(**config, compat=True)
+    start = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    ends = []
+    for scheduler in pair:
+        scheduler.set_timesteps(10)
+        if scheduler is pair[1]:
+            scheduler.set_begin_index(begin)
+        x = start
+        for t in scheduler.timesteps[begin:]:
+            x = scheduler.step(torch.sin(3 * x + t / 500), t, x).prev_sample
+        ends.append(x)
+    torch.testing.assert_close(ends[1], ends[0], atol=2e-5, rtol=1e-5)
+
+
+def test_pndm_does_not_begin_inside_a_runge_kutta_step():
+    scheduler = latentia.PNDMScheduler()
+    scheduler.set_timesteps(10)
+    scheduler.set_begin_index(4)
+    with pytest.raises(InputError, match="position 5, inside a Runge-Kutta step"):
+        scheduler.set_begin_index(5)

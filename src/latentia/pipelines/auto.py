@@ -83,18 +83,18 @@ class AutoPipeline:
 
 
 class AutoPipelineForText2Image(AutoPipeline):
-    """Pictures from texts."""
+    """Pictures from texts, by whatever the components are."""
 
     task = "text2image"
 
 
 class AutoPipelineForImage2Image(AutoPipeline):
-    """Pictures from a picture and a text."""
+    """Pictures from a picture and a text, by whatever the components are."""
 
     task = "image2image"
 
 
 class AutoPipelineForInpainting(AutoPipeline):
-    """Parts of a picture made anew from a text."""
+    """Parts of a picture made anew from a text, by whatever the components are."""
 
     task = "inpainting"

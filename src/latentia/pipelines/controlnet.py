@@ -1,6 +1,7 @@
 """StableDiffusionControlNetPipeline: text to image, steered by a picture (Zhang et al. 2023)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -10,7 +11,7 @@ from latentia.errors import InputError
 from latentia.pipelines.call import PipelineCall
 from latentia.pipelines.checks import check_flag
 from latentia.pipelines.guidance import check_interval
-from latentia.pipelines.image_input import PictureInput, load_pictures
+from latentia.pipelines.image_input import PictureInput, load_pictures, rows_of
 from latentia.pipelines.outputs import Images, StableDiffusionPipelineOutput
 from latentia.pipelines.request import Request
 from latentia.pipelines.text_request import Prompt, TextOptions, TextRequest
@@ -106,6 +107,10 @@ class StableDiffusionControlNetPipeline(StableDiffusion):
             active=(start, end),
         )
 
+    def _completed(self, request: TextRequest) -> TextRequest:
+        rows = rows_of("image", len(request.extra["pictures"]), request.batch // request.each, request.each)
+        return replace(request, extra={**request.extra, "picture_rows": rows})
+
     def _begin(self, request: Request, rows: slice) -> PipelineCall:
         call = super()._begin(request, rows)
         assert isinstance(request, TextRequest)
@@ -119,7 +124,8 @@ class StableDiffusionControlNetPipeline(StableDiffusion):
     def _conditions(self, request: Request, rows: slice) -> dict[str, torch.Tensor]:
         """The texts, and the pictures in [0, 1]."""
         assert isinstance(request, TextRequest)
-        image = request.rows("pictures", rows).to(self.execution_device, self.controlnet.dtype)
+        image = request.extra["pictures"][list(request.extra["picture_rows"][rows])]
+        image = image.to(self.execution_device, self.controlnet.dtype)
         return {**super()._conditions(request, rows), "image": image}
 
     def _control(self, call: PipelineCall, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Pictures:
         return bool(self.values.min() < 0)
 
     def centred(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The pictures in [-1, 1]; float64 keeps every bit of those given in [0, 1]. Latents stay as they are."""
+        """The pictures in [-1, 1]; float64 keeps every bit of those in [0, 1] above 2⁻²⁹. Latents stay as they are."""
         values = self.values.to(dtype)
         return values if self.latent or self.signed else 2 * values - 1
 
@@ -186,13 +186,14 @@ def _as_tensor(name: str, array: np.ndarray | torch.Tensor, channels: int) -> to
         )
     if isinstance(array, np.ndarray):
         array = torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, -3)
-    return array.detach() if array.ndim == 4 else array.detach()[None]
+    array = array.detach().cpu()
+    return array if array.ndim == 4 else array[None]
 
 
 def _as_mask(name: str, array: np.ndarray | torch.Tensor) -> torch.Tensor:
     """(k, 1, H, W) float32 of what is almost that."""
     numpy = isinstance(array, np.ndarray)
-    tensor = torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array.detach()
+    tensor = torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array.detach().cpu()
     if numpy and tensor.ndim in (3, 4) and tensor.shape[-1] == 1:
         tensor = tensor[..., 0]
     elif not numpy and tensor.ndim == 4 and tensor.shape[1] == 1:

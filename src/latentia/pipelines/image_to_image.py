@@ -84,7 +84,12 @@ class ImageToImage(StableDiffusion):
 
 
 class StableDiffusionImg2ImgPipeline(ImageToImage):
-    """Image to image with Stable Diffusion 1.x and 2.x, and whatever has its parts."""
+    """Image to image with Stable Diffusion 1.x and 2.x, and whatever has its parts.
+
+    As Diffusers, but pictures follow their texts when `num_images_per_prompt` is above 1 (there they go in turn), and
+    PNDM starts in mid-schedule as it should (there its second evaluation is always taken for a repetition of the
+    first, so that one of the steps is left out).
+    """
 
     def __call__(
         self,

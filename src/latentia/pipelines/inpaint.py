@@ -71,6 +71,10 @@ class StableDiffusionInpaintPipeline(ImageToImage):
     picture's latents, noised with one fixed noise to the next timestep; after the last step by the latents themselves:
 
         z ← m z + (1 − m) (α z₀ + σ ε)
+
+    As Diffusers, with these differences: a mask of another size than the picture is refused; with a list of generators
+    each picture draws from its own also where one image serves all; given `latents` are noised into the picture when
+    strength is below 1; pictures follow their texts when `num_images_per_prompt` is above 1.
     """
 
     extra_channels = (0, 5)
@@ -107,8 +111,8 @@ class StableDiffusionInpaintPipeline(ImageToImage):
                 put it back into the picture, which keeps its size. One picture and one mask, both PIL.
             strength: in [0, 1]: share of the steps that are taken; 1 starts from pure noise.
             num_inference_steps: steps of the whole schedule, of which ⌊steps·strength⌋ are taken.
-            paste_back: keep the given pixels where nothing was to be repainted: bit for bit from 4·`feather` + 3
-                pixels outside the mask on, blended in between (see `paste.feathered`).
+            paste_back: put the repainted part into the given pixels: these are kept bit for bit beyond 2⌈2·`feather`⌉
+                pixels from the mask, and blended in between (see `paste.feathered`).
             feather: deviation in pixels of the Gaussian that blends.
             soft_mask: take the mask's greys as they are: how much is repainted. For 4 channels; the picture's holes
                 are cut at a half all the same.

@@ -1,12 +1,13 @@
 """StableDiffusionInstructPix2PixPipeline: edit a picture by an instruction (Brooks et al. 2023)."""
 
+from dataclasses import replace
 from typing import Unpack
 
 import torch
 
 from latentia.core.arguments import check_number
 from latentia.pipelines.call import PipelineCall
-from latentia.pipelines.image_input import PictureInput, load_pictures
+from latentia.pipelines.image_input import PictureInput, load_pictures, rows_of
 from latentia.pipelines.outputs import Images, StableDiffusionPipelineOutput
 from latentia.pipelines.precision import run_safely
 from latentia.pipelines.request import Request
@@ -60,6 +61,10 @@ class StableDiffusionInstructPix2PixPipeline(StableDiffusion):
             image_guidance_scale=scale,
         )
 
+    def _completed(self, request: TextRequest) -> TextRequest:
+        rows = rows_of("image", len(request.extra["pictures"]), request.batch // request.each, request.each)
+        return replace(request, extra={**request.extra, "picture_rows": rows})
+
     def _begin(self, request: Request, rows: slice) -> PipelineCall:
         call = super()._begin(request, rows)
         assert isinstance(request, TextRequest)
@@ -70,7 +75,7 @@ class StableDiffusionInstructPix2PixPipeline(StableDiffusion):
         """The texts, and the pictures' latents: the posterior's mean, not scaled (as the network was trained)."""
         assert isinstance(request, TextRequest)
         tensors = super()._conditions(request, rows)
-        latents = request.rows("pictures", rows)
+        latents = request.extra["pictures"][list(request.extra["picture_rows"][rows])]
         if not request.extra["encoded"]:
             with self._using(self.codec_name):
                 latents = run_safely(

@@ -9,11 +9,13 @@ import torch
 from latentia.core.evaluating import evaluating
 from latentia.core.images import as_output
 from latentia.core.rng import Generators, randn
+from latentia.errors import InputError
 from latentia.pipelines.call import PipelineCall
 from latentia.pipelines.loop import sample_loop
 from latentia.pipelines.outputs import Images, join
 from latentia.pipelines.pipeline import DiffusionPipeline
 from latentia.pipelines.request import Request
+from latentia.schedulers.flow_match_euler import FlowMatchEulerDiscreteScheduler
 
 
 class SamplingPipeline(DiffusionPipeline):
@@ -79,6 +81,15 @@ class SamplingPipeline(DiffusionPipeline):
             return z
         return as_output(self._picture(request, call, rows, self.decode(z, generator)), request.output_type)
 
+    def _check_component(self, name: str, value: Any) -> None:
+        super()._check_component(name, value)
+        before = vars(self).get(name)
+        if name == "scheduler" and before is not None and family_of(before) != family_of(value):
+            raise InputError(
+                f"{type(value).__name__} is of the {family_of(value)} family, but this network was trained with a "
+                f"{type(before).__name__} ({family_of(before)}): build the pipeline anew if it was not"
+            )
+
     # Hooks -----------------------------------------------------------------------------------------------
 
     refines = False
@@ -114,3 +125,8 @@ class SamplingPipeline(DiffusionPipeline):
     def _picture(self, request: Request, call: PipelineCall, rows: slice, x: torch.Tensor) -> torch.Tensor:
         """Decoded pictures (B, C, H, W) in about [-1, 1] → those handed back."""
         return x
+
+
+def family_of(scheduler: Any) -> str:
+    """`diffusion` or `flow matching`; schedulers of one family may be swapped."""
+    return "flow matching" if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) else "diffusion"

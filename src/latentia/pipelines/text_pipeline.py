@@ -84,7 +84,7 @@ class TextPipeline(CodecMixin, SamplingPipeline):
         """
         if height is None or width is None:
             default = self.default_size
-            height, width = height or default[0], width or default[1]
+            height, width = default[0] if height is None else height, default[1] if width is None else width
         sides = check_count("height", height), check_count("width", width)
         factor = self.vae_scale_factor
         if any(side % factor for side in sides):

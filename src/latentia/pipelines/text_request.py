@@ -114,12 +114,6 @@ class TextRequest(Request):
                 yield slice(start, row)
                 start = row
 
-    def rows(self, name: str, rows: slice) -> torch.Tensor:
-        """Some rows of a tensor in `extra` that has one row for all pictures, or one for each text."""
-        given: torch.Tensor = self.extra[name]
-        every = given.expand(self.batch, *given.shape[1:]) if len(given) == 1 else given
-        return repeat_rows(every, self.batch // len(every))[rows]
-
 
 def check_texts(
     prompt: Prompt | None,

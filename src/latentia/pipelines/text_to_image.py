@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Unpack
 
+from latentia.core.config import FrozenConfig
+from latentia.errors import InputError
 from latentia.pipelines.lora import LoraMixin
 from latentia.pipelines.outputs import Images, StableDiffusionPipelineOutput
+from latentia.pipelines.sampling import family_of
 from latentia.pipelines.text_pipeline import TextPipeline
 from latentia.pipelines.text_request import Prompt, TextOptions
 
@@ -52,7 +55,16 @@ class StableDiffusion(LoraMixin, TextPipeline):
         parts = (vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder)
         self._hold(dict(zip(STABLE_DIFFUSION, parts, strict=True)), requires_safety_checker)
 
+    def _check_component(self, name: str, value: Any) -> None:
+        super()._check_component(name, value)
+        if name == "scheduler" and family_of(value) != "diffusion":
+            raise InputError(
+                f"Stable Diffusion is trained by diffusion, and {type(value).__name__} samples flow matching: "
+                "take any other scheduler"
+            )
+
     def _hold(self, components: Mapping[str, Any], requires_safety_checker: bool) -> None:
+        components = {**components, "scheduler": _of_today(components["scheduler"])}
         TextPipeline.__init__(self, components, {"requires_safety_checker": requires_safety_checker})
 
 
@@ -81,3 +93,16 @@ class StableDiffusionPipeline(StableDiffusion):
             NonFiniteError: a NaN or infinity, with the step and module in which it appeared.
         """
         return self._generate(prompt, num_inference_steps, self.latent_shape(height, width), options)
+
+
+def _of_today(scheduler: Any) -> Any:
+    """A scheduler from a config of 2022, which does not say what was meant: no clipping, and an offset of 1.
+
+    What a config says stays as it is.
+    """
+    config = getattr(scheduler, "config", None)
+    if not isinstance(config, FrozenConfig):
+        return scheduler
+    meant = {"clip_sample": False, "steps_offset": 1}
+    silent = {name: value for name, value in meant.items() if name in config.defaulted and config[name] != value}
+    return type(scheduler).from_config(config, **silent) if silent else scheduler

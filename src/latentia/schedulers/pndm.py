@@ -56,8 +56,9 @@ class PNDMScheduler(DiffusionScheduler):
 
     predictions = ("epsilon", "v_prediction")
     extensions = frozenset({"compat", "average_epsilon"})
-    _prk: int
     _rows: list[tuple[float, ...]]
+    _turn_rows: Sequence[list[tuple[float, ...]]]
+    _prk: int = 0
 
     @register_to_config
     def __init__(
@@ -99,8 +100,12 @@ class PNDMScheduler(DiffusionScheduler):
         visits, origins, targets = (np.array(side, dtype=np.float64) for side in zip(*plan))
         if self.config.compat:
             targets = self._compat_targets(visits, origins, targets, 4 * steps, stride)
-        rows = self._make_rows(visits, origins, targets)
-        return visits, torch.int64, {"_prk": 4 * steps, "_rows": rows}
+        state = {"_prk": 4 * steps, "_rows": self._make_rows(visits, origins, targets), "_turn_rows": ()}
+        if self.config.compat and self.config.skip_prk_steps:
+            above = np.minimum(visits + stride, len(self) - 1)
+            plain = self._make_rows(visits, visits, visits - stride)
+            state["_turn_rows"] = (plain, self._make_rows(visits, above, visits))
+        return visits, torch.int64, state
 
     def _repeated_plan(self, times: Array) -> list[tuple[float, float, float]]:
         """(visit, from, to) of each evaluation when the first step is done twice."""
@@ -127,7 +132,17 @@ class PNDMScheduler(DiffusionScheduler):
             origins[1] = visits[1] + stride
         return below
 
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """See `SchedulerMixin.set_begin_index`; raises `InputError` inside a Runge-Kutta step."""
+        if begin_index % 4 and begin_index < self._prk:
+            raise InputError(
+                f"a run cannot begin at position {begin_index}, inside a Runge-Kutta step (each takes four): "
+                "use skip_prk_steps=True, or begin at a multiple of 4"
+            )
+        super().set_begin_index(begin_index)
+
     def _forget(self) -> None:
+        self._turn = 0
         self._history: tuple[torch.Tensor, ...] = ()
         self._start: torch.Tensor | None = None
         self._mean: torch.Tensor | None = None
@@ -159,7 +174,10 @@ class PNDMScheduler(DiffusionScheduler):
         index = self.index_for_timestep(timestep)
         if index != self._step_index:
             self._forget()
-        a, b, p, q, ex, ey = self._rows[index]
+        turn = self._turn if self._turn_rows else index
+        rows = self._turn_rows[turn == 1] if self._turn_rows else self._rows
+        a, b, p, q, ex, ey = rows[index]
+        self._turn += 1
         y, x = operands(model_output, sample)
         x0 = p, x, q, y
         if self._converts:
@@ -167,7 +185,7 @@ class PNDMScheduler(DiffusionScheduler):
         if index < self._prk:
             start, terms = self._runge_kutta(index, x, y)
         else:
-            start, terms = self._multistep(index, x, y)
+            start, terms = self._multistep(turn, x, y)
         if terms:
             previous = torch.mul(start, a)
             for weight, term in terms:
@@ -196,14 +214,18 @@ class PNDMScheduler(DiffusionScheduler):
         return start, [(1.0, mean), (RUNGE_KUTTA[3], y)]
 
     def _multistep(
-        self, index: int, x: torch.Tensor, y: torch.Tensor
+        self, turn: int, x: torch.Tensor, y: torch.Tensor
     ) -> tuple[torch.Tensor, list[tuple[float, torch.Tensor]]]:
-        """Where the step starts from and which predictions it averages, in a linear multistep."""
-        if index == 1 and self._repeats:
+        """Where the step starts from and which predictions it averages, in a linear multistep.
+
+        The second turn repeats the first. Turns are positions in the schedule; with `compat`, as in Diffusers, they
+        are counted from where the run begins, so that one that begins in the middle lags a step behind.
+        """
+        if turn == 1 and self._repeats:
             start, self._start = self._start, None
             if start is None:  # a run that begins here: the next entry, at the same timestep, takes the step
                 return x, []
             return start, [(0.5, y), (0.5, self._history[0])]
-        self._start = x if index == 0 and self._repeats else None
+        self._start = x if turn == 0 and self._repeats else None
         self._history = (y, *self._history[:3])
         return x, list(zip(ADAMS_BASHFORTH[len(self._history) - 1], self._history))
