@@ -16,12 +16,12 @@ PREPROCESSING = "shorter side bicubic antialiased, centre crop"
 Source = TypeVar("Source")
 
 
-def prepare(picture: Image.Image, size: int, channels: int) -> torch.Tensor:
+def prepare(picture: Image.Image, size: int, channels: int, at: tuple[float, float] = (0.5, 0.5)) -> torch.Tensor:
     """A PIL picture → uint8 (channels, size, size).
 
     In order: the EXIF orientation is applied; 16-bit grey is scaled to 8 bits; transparency is laid on
     white; conversion to RGB or grey (ITU-R 601 luma); the shorter side is resized to `size` with an antialiased
-    bicubic filter, keeping the proportions; the centre is cropped.
+    bicubic filter, keeping the proportions; the centre is cropped, or what lies `at` (across, down) in [0, 1].
     """
     picture = flatten(ImageOps.exif_transpose(picture), "L" if channels == 1 else "RGB")
     width, height = picture.size
@@ -29,7 +29,7 @@ def prepare(picture: Image.Image, size: int, channels: int) -> torch.Tensor:
     target = (max(size, round(width * scale)), max(size, round(height * scale)))
     if target != picture.size:
         picture = picture.resize(target, Image.Resampling.BICUBIC)
-    left, top = (target[0] - size) // 2, (target[1] - size) // 2
+    left, top = (int((side - size) * share) for side, share in zip(target, at))
     pixels = np.array(picture.crop((left, top, left + size, top + size)))
     return torch.from_numpy(pixels.reshape(size, size, channels)).permute(2, 0, 1)
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -19,6 +19,8 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".t
 LABELS = ("auto", "folders", "metadata", "none")
 CORRUPT = ("raise", "skip")
 METADATA = "metadata.jsonl"
+CAPTION_FIELDS = ("text", "caption")
+CONDITION_FIELDS = ("conditioning_image", "conditioning_image_file_name")
 
 
 class ImageFolder:
@@ -30,6 +32,8 @@ class ImageFolder:
         labels: class index of each file, int64 (N,).
         captions: text of each file from metadata.jsonl (`text` or `caption`), "" where it has none.
         skipped: files left out as corrupt, with the reason.
+        conditions: the picture that belongs to each file, by metadata.jsonl's `conditioning_image`, "" where it has
+            none; such pictures are not among `files`. Empty when there are none at all.
     """
 
     def __init__(
@@ -41,8 +45,10 @@ class ImageFolder:
         captions: Sequence[str],
         shape: tuple[int, int, int],
         skipped: Mapping[str, str] = MappingProxyType({}),
+        conditions: Sequence[str] = (),
     ) -> None:
         self.root, self.files, self.captions = root, tuple(files), tuple(captions)
+        self.conditions = tuple(conditions)
         self.labels, self.classes = labels, tuple(classes)
         self.shape = shape
         self.skipped = dict(skipped)
@@ -74,7 +80,8 @@ class ImageFolder:
         kept = [i for i, name in enumerate(self.files) if name not in files]
         names, captions = [self.files[i] for i in kept], [self.captions[i] for i in kept]
         skipped = self.skipped | dict(files)
-        return ImageFolder(self.root, names, self.labels[kept], self.classes, captions, self.shape, skipped)
+        conditions = [self.conditions[i] for i in kept] if self.conditions else ()
+        return ImageFolder(self.root, names, self.labels[kept], self.classes, captions, self.shape, skipped, conditions)
 
     def _decode(self, file: str) -> torch.Tensor:
         with Image.open(self.root / file) as picture:
@@ -95,8 +102,8 @@ def image_folder(
         size: side in pixels.
         channels: 3 (RGB) or 1 (grey).
         labels: `folders`: the first sub-folder is the class; `metadata`: one JSON object a line in
-            `metadata.jsonl`, with `file_name` and any of `label`, `text`, `caption`; `none`; `auto`: metadata
-            if the file is there, else folders if there are any.
+            `metadata.jsonl`, with `file_name` and any of `label`, `text`, `caption`, `conditioning_image`; `none`;
+            `auto`: metadata if the file is there, else folders if there are any.
         on_corrupt: `raise`: a file that cannot be decoded raises when it is asked for; `skip`: every file is
             decoded once now, bad ones are left out with a warning and listed in `.skipped`.
 
@@ -114,13 +121,13 @@ def image_folder(
     if labels == "auto":
         nested = any("/" in name for name in files)
         labels = "metadata" if (root / METADATA).is_file() else "folders" if nested else "none"
-    names: Sequence[str | int]
     if labels == "metadata":
-        names, captions = _metadata(root, files)
+        listed = _metadata(root, files)
     else:
-        names, captions = _folders(root, files) if labels == "folders" else [], [""] * len(files)
-    numbers, classes = number_classes(names, len(files))
-    dataset = ImageFolder(root, files, numbers, classes, captions, (channels, size, size))
+        listed = Listed(files, _folders(root, files) if labels == "folders" else [], [""] * len(files), [])
+    numbers, classes = number_classes(listed.labels, len(listed.files))
+    shape = (channels, size, size)
+    dataset = ImageFolder(root, listed.files, numbers, classes, listed.captions, shape, conditions=listed.conditions)
     if on_corrupt == "raise":
         return dataset
     bad = dataset.corrupt()
@@ -166,8 +173,17 @@ def _folders(root: Path, files: Sequence[str]) -> list[str]:
     return [name.partition("/")[0] for name in files]
 
 
-def _metadata(root: Path, files: Sequence[str]) -> tuple[list[str | int], list[str]]:
-    """Class (empty when no entry has one) and caption of each file."""
+class Listed(NamedTuple):
+    """What is known of a folder's pictures, file by file; `labels` and `conditions` are empty when there are none."""
+
+    files: Sequence[str]
+    labels: Sequence[str | int]
+    captions: Sequence[str]
+    conditions: Sequence[str]
+
+
+def _metadata(root: Path, files: Sequence[str]) -> Listed:
+    """What metadata.jsonl says of each file."""
     path = root / METADATA
     if not path.is_file():
         raise ArtifactError(f"no {METADATA} in {root}: write one JSON object a line with file_name and label or text")
@@ -180,19 +196,27 @@ def _metadata(root: Path, files: Sequence[str]) -> tuple[list[str | int], list[s
             entries[str(Path(entry["file_name"]).as_posix())] = entry
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path} line {number} is no JSON object with a file_name: {error}") from None
-    absent = sorted(set(entries) - set(files))
-    unlisted = sorted(set(files) - set(entries))
+    by_file = {name: _first_text(entry, CONDITION_FIELDS) for name, entry in entries.items()}
+    listed = set(entries) | {name for name in by_file.values() if name}
+    absent = sorted(listed - set(files))
+    unlisted = sorted(set(files) - listed)
     if absent or unlisted:
         raise ArtifactError(
             f"{path} and the folder differ: {len(absent)} listed but missing {absent[:3]}, "
             f"{len(unlisted)} present but not listed {unlisted[:3]}"
         )
+    files = [name for name in files if name in entries]
     unlabelled = [name for name in files if entries[name].get("label") is None]
     if unlabelled and len(unlabelled) < len(files):
         raise ArtifactError(f"{path}: {len(unlabelled)} of {len(files)} entries have no label, e.g. {unlabelled[0]}")
     names = [] if unlabelled else [entries[name]["label"] for name in files]
-    captions = [str(entries[name].get("text", entries[name].get("caption", ""))) for name in files]
-    return names, captions
+    captions = [_first_text(entries[name], CAPTION_FIELDS) for name in files]
+    return Listed(files, names, captions, [by_file[name] for name in files] if any(by_file.values()) else [])
+
+
+def _first_text(entry: Mapping[str, Any], fields: Sequence[str]) -> str:
+    """The first of `fields` that `entry` has, "" for none."""
+    return str(next((entry[name] for name in fields if entry.get(name) is not None), ""))
 
 
 def _describe(root: Path, failures: Mapping[str, str]) -> str:

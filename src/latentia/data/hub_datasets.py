@@ -45,11 +45,15 @@ class HubDataset:
         return {"x": to_unit(x), "label": torch.tensor(labels, dtype=torch.int64)}
 
     def _decode(self, cell: Any) -> torch.Tensor:
-        if isinstance(cell, Image.Image):
-            return prepare(cell, self.shape[1], self.shape[0])
-        source = cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"])
-        with Image.open(source) as picture:
+        with open_cell(cell) as picture:
             return prepare(picture, self.shape[1], self.shape[0])
+
+
+def open_cell(cell: Any) -> Image.Image:
+    """The picture in a cell of an image column: decoded already, as bytes, or as the path of a file."""
+    if isinstance(cell, Image.Image):
+        return cell.copy()
+    return Image.open(cell["path"] if cell["bytes"] is None else io.BytesIO(cell["bytes"]))
 
 
 def hf_dataset(
@@ -77,6 +81,22 @@ def hf_dataset(
     `UnknownChoiceError` for a split or column that is not there.
     """
     size, channels = check_size(size), check_channels(channels)
+    rows = load_rows(name, split, config, revision, cache_dir)
+    columns = list(rows.column_names)
+    rows, image = image_column(rows, name, image)
+    label = find_column("label column", label, columns, LABEL_COLUMNS)
+    classes = getattr(rows.features[label], "names", None) or () if label else ()
+    return HubDataset(rows, image, label, size, channels, classes)
+
+
+def load_rows(
+    name: str,
+    split: str = "train",
+    config: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Any:
+    """One split of a Hub data set as a table of `datasets`; raises as `hf_dataset` does."""
     try:
         import datasets  # optional and slow to import
     except ImportError:
@@ -88,19 +108,26 @@ def hf_dataset(
     except (OSError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"cannot load data set {name!r}: {error}") from error
     check_choice("split", split, loaded)
-    rows = loaded[split]
+    return loaded[split]
+
+
+def image_column(
+    rows: Any, name: str, image: str | None = None, usual: Sequence[str] = IMAGE_COLUMNS
+) -> tuple[Any, str]:
+    """The table with the pictures of a column left undecoded, and that column: `image`, or the first of `usual`."""
     columns = list(rows.column_names)
-    image = _column("image column", image, columns, IMAGE_COLUMNS)
+    image = find_column("image column", image, columns, usual)
     if image is None:
         raise InputError(f"{name} has no image column among {', '.join(columns)}: say image='...'")
+    import datasets
+
     if isinstance(rows.features[image], datasets.Image):
         rows = rows.cast_column(image, datasets.Image(decode=False))  # decoded here: in threads, failures by row
-    label = _column("label column", label, columns, LABEL_COLUMNS)
-    classes = getattr(rows.features[label], "names", None) or () if label else ()
-    return HubDataset(rows, image, label, size, channels, classes)
+    return rows, image
 
 
-def _column(kind: str, given: str | None, columns: Sequence[str], usual: Sequence[str]) -> str | None:
+def find_column(kind: str, given: str | None, columns: Sequence[str], usual: Sequence[str]) -> str | None:
+    """The column `given`, which must be there, or the first of `usual` that is; None for none."""
     if given is None:
         return next((name for name in usual if name in columns), None)
     if given not in columns:

@@ -3,6 +3,9 @@
     training FLOPs = 3 · forward FLOPs · samples        (backward costs two forwards)
     memory         = 4 B · parameters · (weights 1 + gradients 1 + Adam 2 + average 1) + activations
 
+In a network that is frozen in part, the share of frozen weights spares as much of the second backward half; they need
+neither gradients nor optimizer. Recomputed activations cost a forward more.
+
 Forward FLOPs count two for a multiply-add, over convolutions, matrix products and attention. Activations are the
 tensors that autograd keeps for one micro-batch, with fused attention; autocast to 16 bits is taken as half.
 """
@@ -43,7 +46,8 @@ class Work:
     Attributes:
         phase: the phase's name.
         network: the network's name in the pipeline, e.g. `unet`.
-        build: makes the network (called on the meta device).
+        build: makes the network (called on the meta device); what of a trained one does not require a gradient is
+            frozen.
         inputs: batch size → the tensors of a call, made on the current default device.
         samples: how many samples pass through in the whole phase.
         batch_size: samples in one optimizer step (or one batch of inference).
@@ -51,6 +55,8 @@ class Work:
         trained: backward and optimizer too; otherwise one forward without gradients.
         averaged: an EMA copy is kept.
         call: how the network is called; by default `network(*inputs)`.
+        recomputed: activations are forgotten and computed again (gradient checkpointing).
+        frozen_bytes: of a frozen weight in a trained network: 2 when it is held in half precision.
     """
 
     phase: str
@@ -63,6 +69,13 @@ class Work:
     trained: bool = True
     averaged: bool = False
     call: Callable[..., Any] | None = None
+    recomputed: bool = False
+    frozen_bytes: int = 4
+
+    def ready(self) -> nn.Module:
+        """The network, built on the current default device, in the mode in which it runs."""
+        network = self.build().train(self.trained)
+        return network if self.trained else network.requires_grad_(False)
 
     def run(self, network: nn.Module, batch: int) -> torch.Tensor:
         """One forward of `batch` samples; the (first) output tensor."""
@@ -82,6 +95,7 @@ class Row:
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     parameters: int
+    trained_parameters: int
     forward_flops: int
     samples: int
     batch_size: int
@@ -111,7 +125,7 @@ class Plan:
     @property
     def parameters(self) -> int:
         """Parameters of the networks that are trained."""
-        return sum(row.parameters for row in self.rows if row.trained)
+        return sum(row.trained_parameters for row in self.rows)
 
     @property
     def total_flops(self) -> float:
@@ -164,17 +178,17 @@ def rehearse(recipe: Recipe, processes: int = 1) -> None:
 def cost(work: Work, precision: str, device: torch.device, speed: float | None) -> Row:
     """The row of one piece of work; `speed` is this machine's FLOP/s or None."""
     with torch.device("meta"):
-        network = work.build()
-        network.requires_grad_(work.trained).train(work.trained)
+        network = work.ready()
         shapes = [tuple(x.shape[1:]) for x in work.inputs(1)]
         output, flops, kept = _trace(work, network)
     parameters = sum(p.numel() for p in network.parameters())
-    copies = (4 if work.trained else 1) + work.averaged
-    total = flops * work.samples * (3 if work.trained else 1)
+    learning = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    passes = _passes(work, learning, parameters)
+    total = flops * work.samples * passes
     activations = kept * work.micro_batch // (1 if precision == "no" else 2)
     seconds, measured = None, False
     if speed is not None:
-        step = flops * work.micro_batch * (3 if work.trained else 1)
+        step = flops * work.micro_batch * passes
         measured = step < TIMED_STEP_FLOPS
         seconds = work.samples * time_per_sample(work, device) if measured else total / speed
     return Row(
@@ -184,16 +198,25 @@ def cost(work: Work, precision: str, device: torch.device, speed: float | None) 
         input_shape=shapes[0],
         output_shape=tuple(output.shape[1:]),
         parameters=parameters,
+        trained_parameters=learning,
         forward_flops=flops,
         samples=work.samples,
         batch_size=work.batch_size,
         total_flops=total,
-        state_bytes=4 * parameters * copies,
+        state_bytes=4 * learning * (4 + work.averaged)
+        + (parameters - learning) * (work.frozen_bytes if work.trained else 4),
         activation_bytes=activations,
         seconds_here=seconds,
         seconds_a100=total / (A100_PEAK[precision] * A100_SHARE),
         measured=measured,
     )
+
+
+def _passes(work: Work, learning: int, parameters: int) -> float:
+    """Forward, gradients of what flows through, of the weights that learn, and perhaps the forward again."""
+    if not work.trained:
+        return 1
+    return (3 if learning == parameters else 2 + learning / parameters) + work.recomputed
 
 
 def _trace(work: Work, network: nn.Module) -> tuple[torch.Tensor, int, int]:
@@ -243,8 +266,9 @@ class FusedAttention(TorchFunctionMode):
 def time_per_sample(work: Work, device: torch.device, repeats: int = 2) -> float:
     """Seconds for one sample of real training (or inference): the faster of a few steps after one to warm up."""
     with torch.device(device):
-        network = work.build().train(work.trained).requires_grad_(work.trained)
-        optimizer = torch.optim.AdamW(network.parameters()) if work.trained else None
+        network = work.ready()
+        learning = [p for p in network.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(learning) if work.trained else None
         times = [_timed(work, network, optimizer, device) for _ in range(repeats + 1)]
     return min(times[1:]) / work.micro_batch
 

@@ -41,10 +41,11 @@ class Bench:
     Attributes:
         parts: anything by name, e.g. `bench.parts["vae"]`.
         device: where data sets that live in memory and frozen codecs are put.
+        out: the run's folder; None for a run that leaves nothing.
     """
 
-    def __init__(self, device: str = "cpu") -> None:
-        self.device = device
+    def __init__(self, device: str = "cpu", out: Path | None = None) -> None:
+        self.device, self.out = device, out
         self.parts: dict[str, Any] = {}
 
     def keep(self, name: str, part: Any) -> Any:
@@ -105,6 +106,9 @@ class Recipe(Value, ABC):
     @abstractmethod
     def work(self) -> list[Work]:
         """Every network that runs, phase by phase, for `plan`; nothing is allocated."""
+
+    def check(self) -> None:
+        """Raise for what a run needs and does not have, such as its data; called before anything is written."""
 
     def settings(self, progress: bool = True) -> Settings:
         """What the training loop needs to know beside the phases."""

@@ -30,9 +30,10 @@ def run_recipe(recipe: Recipe, out: str | os.PathLike[str], resume: bool = False
     from latentia.training.loop import train
     from latentia.training.resume import check_folder
 
+    recipe.check()
     rehearse(recipe, processes=int(os.environ.get("WORLD_SIZE", "1")))
-    bench = Bench(device=resolve_device(recipe.device))
     folder = Path(out)
+    bench = Bench(device=resolve_device(recipe.device), out=folder)
     saved, before = folder / SAVED, None
     first = os.environ.get("RANK", "0") == "0"
     if first:

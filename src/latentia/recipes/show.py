@@ -51,6 +51,7 @@ def plan_table(plan: Plan) -> Group:
         ("input, one sample", lambda row: _shape(row.input_shape)),
         ("output", lambda row: _shape(row.output_shape)),
         ("parameters", lambda row: f"{row.parameters:,}"),
+        ("of these trained", lambda row: f"{row.trained_parameters:,}"),
         ("forward, one sample", lambda row: count(row.forward_flops, "FLOP")),
         ("samples × batch", lambda row: f"{count(row.samples)} × {row.batch_size}"),
         ("whole phase", lambda row: count(row.total_flops, "FLOP")),

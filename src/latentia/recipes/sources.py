@@ -11,11 +11,20 @@ from latentia.errors import ArtifactError, InputError, nearest
 
 if TYPE_CHECKING:
     from latentia.core.protocols import Batch, Dataset
+    from latentia.data.pictures import Pictures
     from latentia.training.latents import AnyCodec
 
 NAMED = ("digits", "photos")
 FOLDER_SPLITS = ("train", "test", "report")
-PUBLISHED_SIZES = {"digits": 1257, "celebahq": 30_000, "imagenet": 1_281_167, "hf:uoft-cs/cifar10": 50_000}
+PUBLISHED_SIZES = {
+    "digits": 1257,
+    "celebahq": 30_000,
+    "imagenet": 1_281_167,
+    "hf:uoft-cs/cifar10": 50_000,
+    "hf:lambdalabs/naruto-blip-captions": 1221,
+    "hf:fusing/fill50k": 50_000,
+    "hf:diffusers/dog-example": 5,
+}
 """Images in each training set, for dry runs, which fetch and decode nothing."""
 
 
@@ -35,6 +44,21 @@ def open_data(name: str, split: str, size: int, channels: int, *, num_classes: i
     if num_classes and (there := _count_classes(found)) not in (None, num_classes):
         raise InputError(f"data {name!r} has {there} classes and num_classes={num_classes}: set num_classes={there}")
     return MirroredDataset(found) if flip else found
+
+
+def open_pictures(name: str, size: int) -> Pictures:
+    """Pictures to fine-tune on, by name: `hf:NAME`, or a folder with captions in metadata.jsonl or in NAME.txt.
+
+    Raises `InputError` for anything else, `ArtifactError` for a folder without pictures or with broken metadata.
+    """
+    from latentia.data.pictures import HubPictures, folder_pictures
+
+    if name.startswith("hf:"):
+        return HubPictures(name.removeprefix("hf:"))
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"no data called {name!r}: give hf:NAME, or a folder of images with captions")
+    return folder_pictures(folder, size)
 
 
 def _open(name: str, split: str, size: int, channels: int) -> Dataset:

@@ -1,7 +1,7 @@
 """Objective: what one training step means. A batch in, a total and its named parts out."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -42,12 +42,12 @@ class Objective(nn.Module, ABC):
 
     Class attributes:
         turns: the updates of one step, in order, each with its own optimizer: `("generator", "discriminator")`, say.
-        frozen: names of children that are only used: the loop turns their gradients off, and neither averages nor
-            saves them.
+        frozen: names of children that are only used: they stay in eval mode, and the loop turns their gradients off
+            and neither averages nor saves them. Where it depends on arguments, `__init__` sets `self.frozen`.
     """
 
     turns: ClassVar[tuple[str, ...]] = ("main",)
-    frozen: ClassVar[tuple[str, ...]] = ()
+    frozen: tuple[str, ...] = ()
 
     @property
     def modules_by_name(self) -> dict[str, nn.Module]:
@@ -57,6 +57,13 @@ class Objective(nn.Module, ABC):
     def turn_modules(self, turn: str) -> tuple[str, ...]:
         """Names of the modules that this turn's optimizer owns; by default all of them."""
         return tuple(self.modules_by_name)
+
+    def train(self, mode: bool = True) -> Self:
+        """Train mode for what is trained; frozen children stay in eval mode."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
 
     def settings(self) -> dict[str, Any]:
         """What a resumed run must agree on, JSON-able (loss, weights, times, …)."""

@@ -87,6 +87,9 @@ class DiffusionObjective(Objective):
     with w = 1 or min-SNR-γ's weight. Schedulers with β tables draw whole timesteps 0 … T−1; flow matching draws
     σ in (0, 1), shifted as its config says (σ ← sσ/(1 + (s−1)σ)), and the network sees T·σ.
 
+    What the network sees and is told, and what a sample weighs, are methods that subclasses override: `model_input`,
+    `conditions` and `weight`, `predict` for the whole call, `compare` for its error.
+
     Args:
         denoiser: `denoiser(x_t, t, class_labels=…).sample`; trained. Labels are passed if its config has classes.
         scheduler: supplies `add_noise`, `training_target`, `alpha_sigma` and `prediction_type`.
@@ -98,6 +101,8 @@ class DiffusionObjective(Objective):
         label_dropout: probability, for each sample by itself, that its label becomes the null class, the last of
             the denoiser's class embeddings (classifier-free guidance).
         key: the batch's entry that holds x₀; else `mean` and `std` of a posterior, of which each step draws anew.
+        noise_offset: share of noise that is the same all over a channel, for darker and brighter pictures (0.1 with
+            Stable Diffusion; Guttenberg 2023).
 
     Raises `InputError` for values out of range, and for ε-prediction with zero terminal SNR, where ε says
     nothing about x₀.
@@ -114,6 +119,7 @@ class DiffusionObjective(Objective):
         times_std: float = 1.0,
         label_dropout: float = 0.0,
         key: str = "x",
+        noise_offset: float = 0.0,
     ) -> None:
         super().__init__()
         check_choice("loss", loss, ERRORS)
@@ -125,7 +131,7 @@ class DiffusionObjective(Objective):
         self.denoiser, self.scheduler = denoiser, scheduler.fresh()
         self.loss, self.min_snr_gamma = loss, min_snr_gamma
         self.times, self.times_mean, self.times_std = times, times_mean, times_std
-        self.label_dropout, self.key = label_dropout, key
+        self.label_dropout, self.key, self.noise_offset = label_dropout, key, noise_offset
         self.num_times = int(scheduler.config.num_train_timesteps)
         self.whole_times = isinstance(scheduler, DiffusionScheduler)
         self._check_terminal()
@@ -147,20 +153,36 @@ class DiffusionObjective(Objective):
 
     def settings(self) -> dict[str, Any]:
         """Everything but the modules."""
-        own = ("loss", "min_snr_gamma", "times", "times_mean", "times_std", "label_dropout", "key")
+        own = ("loss", "min_snr_gamma", "times", "times_mean", "times_std", "label_dropout", "key", "noise_offset")
         scheduler = {f"scheduler.{k}": v for k, v in self.scheduler.config.items()}
         return {name: getattr(self, name) for name in own} | scheduler
 
     def forward(self, batch: Batch, turn: str = "main", step: int = 0) -> Loss:
         """See the class."""
         x0 = self.clean(batch)
-        noise = torch.randn_like(x0)
+        noise = self.draw_noise(x0)
         t = self.draw_times(len(x0), x0.device)
         noisy = self.scheduler.add_noise(x0, noise, t)
-        conditions = {"class_labels": self.labels(take(batch, "label"))} if self.conditional else {}
-        prediction = self.denoiser(noisy, t, **conditions).sample
+        prediction = self.predict(noisy, t, batch)
         target = self.scheduler.training_target(x0, noise, t)
-        return Loss(weighted_error(prediction, target, self.loss, self.weight(t)), {})
+        return self.compare(prediction, target, self.weight(t, batch))
+
+    def compare(self, prediction: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> Loss:
+        """The loss of a batch; a subclass may tell parts of it apart."""
+        return Loss(weighted_error(prediction, target, self.loss, weight), {})
+
+    def predict(self, noisy: torch.Tensor, t: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """What the network says of x_t."""
+        prediction: torch.Tensor = self.denoiser(self.model_input(noisy, batch), t, **self.conditions(batch)).sample
+        return prediction
+
+    def model_input(self, noisy: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """What the network sees: x_t; a subclass may append channels to it."""
+        return noisy
+
+    def conditions(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Further arguments of the network: its labels, if its config has classes; a subclass may add to them."""
+        return {"class_labels": self.labels(take(batch, "label"))} if self.conditional else {}
 
     def clean(self, batch: Batch) -> torch.Tensor:
         """x₀ as given, or drawn from the posterior that was cached."""
@@ -168,6 +190,14 @@ class DiffusionObjective(Objective):
             mean = batch["mean"]
             return torch.addcmul(mean, take(batch, "std"), torch.randn_like(mean))
         return take(batch, self.key)
+
+    def draw_noise(self, x0: torch.Tensor) -> torch.Tensor:
+        """ε: independent everywhere, plus `noise_offset` times one number for each sample and channel."""
+        noise = torch.randn_like(x0)
+        if self.noise_offset:
+            shape = (*x0.shape[:2], *(1 for _ in x0.shape[2:]))
+            noise += self.noise_offset * torch.randn(shape, device=x0.device, dtype=x0.dtype)
+        return noise
 
     def draw_times(self, batch: int, device: torch.device) -> torch.Tensor:
         """(B,) training times: whole ones int64 in 0 … T−1, continuous ones float in [0, T]."""
@@ -191,8 +221,8 @@ class DiffusionObjective(Objective):
         dropped = torch.rand(label.shape, device=label.device) < self.label_dropout
         return torch.where(dropped, self.num_classes - 1, label)
 
-    def weight(self, t: torch.Tensor) -> torch.Tensor | None:
-        """(B,) weights of the samples, None for ones."""
+    def weight(self, t: torch.Tensor, batch: Batch) -> torch.Tensor | None:
+        """(B,) weights of the samples, None for ones; a subclass may weigh by what the batch says."""
         if self.min_snr_gamma is None:
             return None
         alpha, sigma = self.scheduler.alpha_sigma(t)
