@@ -55,7 +55,12 @@ SMALL_VAE = {
 }
 
 
-def paired(ours: Callable[[], object], peer: Callable[[], object], seconds: float) -> tuple[float, float, float]:
+def paired(
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[float, float, float]:
     """Median milliseconds of each and the median ratio peer / ours over alternating calls."""
     for call in (ours, peer) * 3:
         call()
@@ -65,9 +70,9 @@ def paired(ours: Callable[[], object], peer: Callable[[], object], seconds: floa
         pair = {}
         order = (ours, peer) if len(times) % 2 else (peer, ours)
         for call in order:
-            start = time.perf_counter()
+            start = clock()
             call()
-            pair[call] = time.perf_counter() - start
+            pair[call] = clock() - start
         times.append((pair[ours], pair[peer]))
     a, b = (1e3 * statistics.median(column) for column in zip(*times))
     return a, b, statistics.median(peer_s / ours_s for ours_s, peer_s in times)

@@ -1,13 +1,14 @@
 """Stable Diffusion 1.5 at its own size, ours and Diffusers': `python -m benchmarks full_size`.
 
 Random weights; minutes on a CPU, 8 GB of memory and 5 GB of disk. Part one: one forward pass of the UNet (860 million
-weights, one set for both) in float32 and bfloat16, alternating. Part two: each library in a process of its own loads
-the folder and samples 3 steps of 256² under guidance with four schedulers: times, most memory beyond what the process
-held before (over the weights' size), and the largest difference of the latents. Diffusers maps the file and reads it
-while it samples first; `load + DDIM` compares what a user waits for.
+weights, one set for both) in float32 and bfloat16, alternating, in CPU time, which other processes disturb less. Part
+two: each library in a process of its own loads the folder and samples 3 steps of 256² under guidance with four
+schedulers: times, most memory beyond what the process held before (over the weights' size), and the largest difference
+of the latents. Diffusers maps the file and reads it while it samples first; `load + DDIM` is what a user waits for.
 """
 
 import argparse
+import time
 
 import torch
 from safetensors.torch import load_file
@@ -24,13 +25,13 @@ def forward(seconds: float, largest: int) -> None:
     """UNet forwards up to latents of `largest`²."""
     from full_size_sd import UNET
 
-    print(f"UNet of 859,520,964 weights, one forward, {torch.get_num_threads()} threads")
-    print(f"{'latents':16}{'dtype':>10}{'ours ms':>10}{'peer ms':>10}{'ratio':>8}{'max diff':>10}")
+    print(f"UNet of 859,520,964 weights, one forward, CPU ms, {torch.get_num_threads()} threads")
+    print(f"{'latents':16}{'dtype':>10}{'ours CPU':>10}{'peer CPU':>10}{'ratio':>8}{'max diff':>10}")
     for size, dtype, batch in CASES:
         if size > largest:
             continue
         ours, peer, difference = text_unet_pair(UNET, batch, size, dtype)
-        a, b, ratio = paired(ours, peer, seconds)
+        a, b, ratio = paired(ours, peer, seconds, time.process_time)
         name = str(dtype).removeprefix("torch.")
         print(f"{f'{batch}x4x{size}x{size}':16}{name:>10}{a:10.0f}{b:10.0f}{ratio:7.2f}x{difference:10.1e}", flush=True)
         del ours, peer

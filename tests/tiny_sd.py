@@ -151,13 +151,14 @@ def scheduler_for(kind: str) -> Any:
     """The scheduler that the published model comes with."""
     import diffusers
 
+    # The published files keep entries that their own class has not, for the schedulers that take its place.
+    for_all = {**SD_SCHEDULER, "skip_prk_steps": True, "clip_sample": False}
     if kind in ("sd2", "ldm"):
         prediction = "v_prediction" if kind == "sd2" else "epsilon"
         return diffusers.DDIMScheduler(**SD_SCHEDULER, clip_sample=False, prediction_type=prediction)
     if kind == "pix2pix":
-        return diffusers.EulerAncestralDiscreteScheduler(**BETAS, steps_offset=1)
-    # The published file keeps `clip_sample`, which PNDM has not, for the schedulers that take its place.
-    return diffusers.PNDMScheduler.from_config({**SD_SCHEDULER, "skip_prk_steps": True, "clip_sample": False})
+        return diffusers.EulerAncestralDiscreteScheduler.from_config(for_all, timestep_spacing="leading")
+    return diffusers.PNDMScheduler.from_config(for_all)
 
 
 def ldm_pipeline() -> Any:
@@ -267,6 +268,20 @@ def save_tiny_sd(
         warnings.simplefilter("ignore")
         pipeline.save_pretrained(folder, variant=variant, **size)
     return Path(folder)
+
+
+def seeds(*numbers: int) -> torch.Generator | list[torch.Generator]:
+    """Fresh generators: one, or a list of one per number."""
+    made = [torch.Generator().manual_seed(number) for number in numbers]
+    return made if len(made) > 1 else made[0]
+
+
+def picture(seed: int = 0, width: int = 16, height: int = 16) -> Any:
+    """A PIL picture of coarse colours, smoothly enlarged."""
+    from PIL import Image
+
+    colours = torch.randint(0, 256, (4, 4, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return Image.fromarray(colours.numpy()).resize((width, height), Image.Resampling.BICUBIC)
 
 
 @functools.cache

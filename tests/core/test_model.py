@@ -461,3 +461,20 @@ def test_diffusers_reads_what_we_write_and_the_other_way_round(tmp_path):
             assert_same(VQEncoder.from_pretrained(back, variant=variant), ours)
             for name in (p.name for p in folder.iterdir() if p.suffix == ".safetensors"):
                 assert (folder / name).read_bytes() == (back / name).read_bytes()
+
+
+def test_large_files_are_mapped_and_never_written_to(tmp_path, monkeypatch):
+    """Nothing is read before it is used; training, and saving over the folder, leave file and model alone."""
+    monkeypatch.setattr("latentia.core.artifacts.MAP_FROM", 0)
+    model = tiny()
+    model.save_pretrained(tmp_path)
+    before = (tmp_path / SINGLE).read_bytes()
+    first, second = Tiny.from_pretrained(tmp_path), Tiny.from_pretrained(tmp_path)
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.zero_()
+    assert_same(second, model)
+    assert (tmp_path / SINGLE).read_bytes() == before
+    first.save_pretrained(tmp_path)
+    assert_same(second, model)
+    assert all(not p.any() for p in Tiny.from_pretrained(tmp_path).parameters())

@@ -1,6 +1,7 @@
 """Tensors on disk: safetensors written whole or not at all, sharded with an index, read without pickle."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -37,6 +38,9 @@ _DTYPES = {
     torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 """The format's dtype names, in the order of the reference writer: wide ones first, so that all are aligned."""
+
+MAP_FROM = 64 * 2**20
+"""Bytes from which on a file is mapped where that is allowed; smaller ones are read at once, as quickly."""
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -85,9 +89,10 @@ def load_state_dict(
 ) -> StateDict:
     """Read tensors from a model folder, a safetensors file, or a pickle of tensors.
 
-    With `mapped` the tensors are views of the mapped safetensors file: for callers that copy each of them at once, to
-    another dtype or device; whoever keeps one crashes when the file is cut short. A pickle (.bin, .pt, .ckpt) is read
-    with `weights_only=True`, so that nothing in it can run; a checkpoint's `state_dict` entry is unwrapped.
+    With `mapped` the tensors of a large safetensors file are views of it, mapped privately: nothing is read before it
+    is used, and writing to one never reaches the file; but whoever keeps one crashes when the file is cut short in
+    place. A pickle (.bin, .pt, .ckpt) is read with `weights_only=True`, so that nothing in it can run; a checkpoint's
+    `state_dict` entry is unwrapped.
     Raises `ArtifactError` for anything missing, truncated, foreign or unsafe.
     """
     path = Path(path)
@@ -108,7 +113,8 @@ def read_safetensors(path: Path, mapped: bool = False) -> StateDict:
     """Tensors of one safetensors file, tied names restored; `ArtifactError` when it is not a whole one."""
     header = read_header(path)
     try:
-        state = _map_tensors(path, header) if mapped else _read_tensors(path, header)
+        large = mapped and os.name != "nt" and path.stat().st_size >= MAP_FROM  # Windows cannot replace a mapped file
+        state = _map_tensors(path, header) if large else _read_tensors(path, header)
     except (safetensors.SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}): copy or download it again") from error
     for name, kept in header.metadata.items():

@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import os
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -50,7 +51,7 @@ class ModelMixin(Execution, ConfigMixin):
     @property
     def dtype(self) -> torch.dtype:
         """Floating dtype of the first floating parameter (or buffer, for a model without parameters)."""
-        for tensor in (*self.parameters(), *self.buffers()):
+        for tensor in chain(self.parameters(), self.buffers()):
             if tensor.is_floating_point():
                 return tensor.dtype
         return torch.get_default_dtype()
@@ -58,7 +59,7 @@ class ModelMixin(Execution, ConfigMixin):
     @property
     def device(self) -> torch.device:
         """Device of the first parameter (or buffer, for a model without parameters)."""
-        for tensor in (*self.parameters(), *self.buffers()):
+        for tensor in chain(self.parameters(), self.buffers()):
             return tensor.device
         return torch.device("cpu")
 
@@ -155,6 +156,10 @@ class ModelMixin(Execution, ConfigMixin):
             strict: with False, tensors that the files lack keep their random start and extra ones are ignored.
             config_overrides: constructor arguments that replace recorded ones.
 
+        Weights of large files that are neither cast nor moved stay in the file until they are used: they are mapped,
+        privately, so that training never writes to it; and saving replaces files, so that it never changes them. Do
+        not cut such a file short in place while the model lives.
+
         Called on `ModelMixin` itself it returns the public class that the folder names. No code is read from the
         folder. Raises `ArtifactError` for files that are missing, broken, unsafe, another class's, or do not fit
         (naming every key); `ConfigError` for unknown overrides.
@@ -177,10 +182,9 @@ class ModelMixin(Execution, ConfigMixin):
         locate(folder, variant, stem)  # a missing file is said before the network is built
         with SkipInit() if strict else contextlib.nullcontext():
             model = target.from_config(config, **config_overrides)
-        mapped = dtype is not None or device is not None
-        state = target.convert_legacy_keys(load_state_dict(folder, variant=variant, stem=stem, mapped=mapped))
+        state = target.convert_legacy_keys(load_state_dict(folder, variant=variant, stem=stem, mapped=True))
         check_fits(model, state, str(folder), strict)
-        fill(model, state, dtype, device, copy=mapped)
+        fill(model, state, dtype, device)
         return model.eval()
 
     @classmethod

@@ -74,13 +74,12 @@ def fill(
     state: Mapping[str, torch.Tensor],
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-    copy: bool = True,
 ) -> None:
     """Put the tensors of `state` under the model's parameters and buffers, then move the rest along.
 
-    Each tensor is cast and placed in one step; without `copy` one that needs neither is taken as it is. Parameters
-    keep their identity, so ties stay ties. Floats are cast to `dtype` (None: the dtype the class was built with),
-    integers keep the model's.
+    Each tensor is cast and placed in one step; one that needs neither is taken as it is. Parameters keep their
+    identity, so ties stay ties. Floats are cast to `dtype` (None: the dtype the class was built with), integers keep
+    the model's.
     """
     slots = model.state_dict(keep_vars=True)
     done: set[int] = set()
@@ -90,5 +89,5 @@ def fill(
             continue
         done.add(id(slot))
         cast = dtype if dtype is not None and slot.is_floating_point() else slot.dtype
-        slot.data = value.to(device=device or slot.device, dtype=cast, copy=copy)
+        slot.data = value.to(device=device or slot.device, dtype=cast)
     model.to(device=device, dtype=dtype)

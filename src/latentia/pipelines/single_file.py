@@ -127,7 +127,7 @@ def build_part(
     with SkipInit():
         model: ModelMixin = target.from_config(part.config)
     check_fits(model, part.tensors.on_meta(), f"{file.path} ({name})", strict=True)
-    fill(model, part.tensors, dtype, device, copy=False)
+    fill(model, part.tensors, dtype, device)
     return model.eval()
 
 
