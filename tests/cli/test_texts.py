@@ -7,9 +7,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from latentia import LDMTextToImagePipeline, StableDiffusionPipeline
+from latentia import LDMTextToImagePipeline, StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
 from latentia.cli.main import app
+from latentia.cli.options import loras
+from latentia.errors import InputError
 from latentia.nn.lora import add_adapter
+from latentia.recipes.sampling import read_picture
 from tiny_text import ldm, stable_diffusion
 
 
@@ -93,6 +96,18 @@ def test_inpaint_keeps_what_is_not_masked(folder, tmp_path):
     assert not np.array_equal(pixels(tmp_path / "two" / "00000.png")[40:], given[40:])
 
 
+def test_inpaint_keeps_pictures_of_any_size(folder, tmp_path):
+    noise = np.random.default_rng(1).integers(0, 255, (43, 37, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "odd.png")
+    Image.fromarray(np.pad(np.full((5, 5), 255, dtype=np.uint8), ((0, 38), (0, 32)))).save(tmp_path / "mask.png")
+    words = ("inpaint", folder / "sd", tmp_path / "odd.png", tmp_path / "mask.png", "-p", "a cat", "--steps", 2)
+    latentia(*words, "--out", tmp_path / "made.png")
+    made = pixels(tmp_path / "made.png")
+    assert made.shape == noise.shape
+    assert np.array_equal(made[30:], noise[30:])
+    assert np.abs(made[:4, :4] - noise[:4, :4]).max() > 5
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -110,3 +125,33 @@ def test_errors_are_one_line(folder, monkeypatch, words, message):
     output = latentia(*words, code=2)
     assert message in " ".join(output.split())
     assert "Traceback" not in output
+
+
+def test_pictures_of_every_depth_are_read(folder, tmp_path):
+    grey = np.asarray(Image.open(folder / "picture.png").convert("L"))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    assert np.array_equal(np.asarray(read_picture(tmp_path / "deep.png"))[..., 1], grey)
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "floats.tiff")
+    with pytest.raises(InputError, match="picture of mode 'F'"):
+        read_picture(tmp_path / "floats.tiff")
+
+
+def test_img2img_of_an_instruction(folder, tmp_path):
+    stable_diffusion(StableDiffusionInstructPix2PixPipeline, channels=8).save_pretrained(tmp_path / "edit")
+    words = ("img2img", tmp_path / "edit", folder / "picture.png", "-p", "a cat", "--steps", 2)
+    latentia(*words, "--out", tmp_path / "a.png")
+    assert "strength" in latentia(*words, "--strength", 0.5, code=2)
+
+
+def test_inpainting_a_picture_smaller_than_a_latent(folder, tmp_path):
+    Image.new("L", (5, 5), 255).save(tmp_path / "small.png")
+    words = ("inpaint", folder / "sd", tmp_path / "small.png", tmp_path / "small.png", "-p", "a", "--steps", 2)
+    latentia(*words, "--out", tmp_path / "a.png")
+    assert pixels(tmp_path / "a.png").shape[:2] == (5, 5)
+
+
+def test_a_lora_whose_name_looks_weighted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "style=2").mkdir()
+    given = ["style=2", "style=2=0.5", "a=b.safetensors", "other=3"]
+    assert loras(given) == [("style=2", 1.0), ("style=2", 0.5), ("a=b.safetensors", 1.0), ("other", 3.0)]

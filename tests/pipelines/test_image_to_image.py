@@ -269,7 +269,7 @@ def test_sizes(pipe):
 
 def test_offloading_changes_nothing():
     pipe, plain = pipeline(), draw(pipeline(), generator=generators(1)[0])
-    pipe.enable_model_cpu_offload("cpu")
+    pipe.enable_model_cpu_offload(device="cpu")
     try:
         assert difference(draw(pipe, generator=generators(1)[0]), plain) == 0
     finally:

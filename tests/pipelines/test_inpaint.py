@@ -379,7 +379,7 @@ def test_alone_in_a_batch_and_in_chunks(kind, scheduler):
 
 def test_offloading_changes_nothing(pipe):
     plain = draw(pipe, generator=generators(1)[0], paste_back=True)
-    pipe.enable_model_cpu_offload("cpu")
+    pipe.enable_model_cpu_offload(device="cpu")
     try:
         assert difference(draw(pipe, generator=generators(1)[0], paste_back=True), plain) == 0
     finally:

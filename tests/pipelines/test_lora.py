@@ -381,3 +381,20 @@ def test_bad_saving(tmp_path: Path):
         with pytest.raises(error, match=message):
             change()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "file"]
+
+
+def test_the_same_adapter_is_the_same_file(tmp_path: Path):
+    pipe = two(tmp_path)
+    files = [pipe.save_lora_weights(tmp_path / str(i), adapter_name="a").read_bytes() for i in range(8)]
+    assert len(set(files)) == 1
+
+
+@pytest.mark.parametrize("weights", [torch.tensor(0.5), {1.0}, "1"], ids=["tensor", "set", "text"])
+def test_weights_of_no_known_form_are_refused(weights: Any, tmp_path: Path):
+    with pytest.raises(InputError, match="must be a finite number"):
+        two(tmp_path).set_adapters("a", weights)
+
+
+def test_an_adapter_is_named_once(tmp_path: Path):
+    with pytest.raises(InputError, match="each adapter once"):
+        two(tmp_path).set_adapters(["a", "a"], [1.0, 2.0])

@@ -176,7 +176,7 @@ def test_bad_names_and_machines_without_an_accelerator(offload, monkeypatch):
 def test_a_pipeline_makes_the_same_pictures_and_says_what_it_does_not_do(latent):
     call = {"class_labels": [0, 2], "seed": 3, "num_inference_steps": 2, "output_type": "pt"}
     before = latent(**call).images
-    latent.enable_model_cpu_offload("cpu")
+    latent.enable_model_cpu_offload(device="cpu")
     assert torch.equal(latent(**call).images, before)
     assert latent._offload.present == ()  # nothing stays behind
     with pytest.raises(InputError, match="disable_model_cpu_offload"):

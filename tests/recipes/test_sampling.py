@@ -109,7 +109,6 @@ def test_a_folder_and_a_grid_hold_the_same_pictures(ldm_run, tmp_path):
                 assert json.loads(one.text["latentia"]) == {
                     "seed": 3,
                     "steps": 2,
-                    "guidance": 1.0,
                     "index": i,
                     "class": i,
                 }

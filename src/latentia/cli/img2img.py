@@ -19,6 +19,7 @@ from latentia.cli.options import (
     Seed,
     Steps,
     loras,
+    quiet_processes,
 )
 
 
@@ -29,8 +30,11 @@ def img2img(
     out: OutPath = Path("img2img.png"),
     count: Annotated[int | None, typer.Option("-n", "--count", min=1, help="Pictures; default: one a prompt.")] = None,
     strength: Annotated[
-        float, typer.Option(min=0, max=1, help="How much is made anew: 0 nothing, 1 everything.")
-    ] = 0.8,
+        float | None,
+        typer.Option(
+            min=0, max=1, help="How much is made anew: 0 nothing, 1 everything; default: the pipeline's own (0.8)."
+        ),
+    ] = None,
     negative: Negative = None,
     steps: Steps = 50,
     scheduler: Scheduler = None,
@@ -51,7 +55,7 @@ def img2img(
         count=count or len(prompt or ()) or 1,
         prompts=tuple(prompt or ()),
         negative=negative,
-        inputs={"image": read_picture(image), "strength": strength},
+        inputs={"image": read_picture(image)} | ({} if strength is None else {"strength": strength}),
         steps=steps,
         scheduler=scheduler,
         seed=seed,
@@ -62,4 +66,4 @@ def img2img(
         loras=loras(lora),
     )
     sample_to(open_pipeline(pipeline, request, "image2image"), request, out)
-    typer.echo(f"saved {out}")
+    quiet_processes(lambda: typer.echo(f"saved {out}"))

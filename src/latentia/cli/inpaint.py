@@ -19,6 +19,7 @@ from latentia.cli.options import (
     Seed,
     Steps,
     loras,
+    quiet_processes,
 )
 
 
@@ -47,16 +48,16 @@ def inpaint(
 
     Works with networks made for it (9 channels) and with any other, whose latents are blended at every step.
     """
-    from latentia.recipes.sampling import Request, open_pipeline, read_picture, sample_to
+    from latentia.recipes.sampling import Request, open_pipeline, padded, read_picture, sample_to
 
     picture = read_picture(image)
-    width, height = (side // 8 * 8 for side in picture.size)
-    pictures = {"image": picture, "mask_image": read_picture(mask), "height": height, "width": width}
+    whole = padded(picture)
+    inputs = {"image": whole, "mask_image": padded(read_picture(mask)), "height": whole.height, "width": whole.width}
     request = Request(
         count=count or len(prompt or ()) or 1,
         prompts=tuple(prompt or ()),
         negative=negative,
-        inputs={**pictures, "strength": strength, "paste_back": paste_back},
+        inputs={**inputs, "strength": strength, "paste_back": paste_back},
         steps=steps,
         scheduler=scheduler,
         seed=seed,
@@ -65,6 +66,7 @@ def inpaint(
         device=device,
         dtype=dtype,
         loras=loras(lora),
+        size=picture.size,
     )
     sample_to(open_pipeline(pipeline, request, "inpainting"), request, out)
-    typer.echo(f"saved {out}")
+    quiet_processes(lambda: typer.echo(f"saved {out}"))

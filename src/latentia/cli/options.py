@@ -58,12 +58,12 @@ def size(height: int | None, width: int | None) -> dict[str, int]:
 
 
 def loras(given: list[str] | None) -> list[tuple[str, float]]:
-    """`PATH` or `PATH=WEIGHT`, each as (path, weight)."""
+    """`PATH` or `PATH=WEIGHT`, each as (path, weight); what exists under the whole name is a path."""
     found = []
     for text in given or ():
         path, equals, weight = text.rpartition("=")
         try:
-            found.append((path, float(weight)) if equals else (text, 1.0))
+            found.append((path, float(weight)) if equals and not Path(text).exists() else (text, 1.0))
         except ValueError:
             found.append((text, 1.0))
     return found
@@ -96,4 +96,6 @@ Scheduler = Annotated[
         help="ddim, ddpm, dpm++, dpm++sde, euler, euler_a, heun, pndm, flow, …; default: the pipeline's own.",
     ),
 ]
-SavedPath = Annotated[Path, typer.Argument(help="A saved folder (pipeline, codec, model or run), or a checkpoint file.")]
+SavedPath = Annotated[
+    Path, typer.Argument(help="A saved folder (pipeline, codec, model or run), or a checkpoint file.")
+]

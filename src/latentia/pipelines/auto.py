@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from latentia.core.model import check_options, one_dtype
-from latentia.errors import ArtifactError, InputError
+from latentia.errors import ArtifactError, InputError, check_choice
 from latentia.pipelines import folder as layout
 from latentia.pipelines.pipeline import DiffusionPipeline
 
@@ -60,8 +60,11 @@ class AutoPipeline:
     def from_pipe(cls, pipeline: DiffusionPipeline, **overrides: Any) -> Any:
         """The pipeline of this task on the components of another one, shared, not copied; `overrides` replace some."""
         found = cls._class_for(type(pipeline).__name__, "controlnet" in overrides)
+        known = (*found.roles, *found.value_names)
+        for name in overrides:
+            check_choice(f"argument of {found.__name__}", name, known)
         have = {**pipeline.plain_values, **pipeline.components, **overrides}
-        return found(**{name: part for name, part in have.items() if name in (*found.roles, *found.value_names)})
+        return found(**{name: part for name, part in have.items() if name in known})
 
     @classmethod
     def _class_for(cls, name: str, controlled: bool) -> type[DiffusionPipeline]:

@@ -92,6 +92,10 @@ class PipelineCall:
         own = ALIASES.get(name)
         return getattr(self, own) if own else getattr(self._pipeline, name)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Another call of the pipeline, from inside this one."""
+        return self._pipeline(*args, **kwargs)
+
     def __setattr__(self, name: str, value: Any) -> None:
         name = ALIASES.get(name, name)
         if name in self._pipeline.components:

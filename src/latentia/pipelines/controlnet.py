@@ -111,8 +111,8 @@ class StableDiffusionControlNetPipeline(StableDiffusion):
         rows = rows_of("image", len(request.extra["pictures"]), request.batch // request.each, request.each)
         return replace(request, extra={**request.extra, "picture_rows": rows})
 
-    def _begin(self, request: Request, rows: slice) -> PipelineCall:
-        call = super()._begin(request, rows)
+    def _begin(self, request: Request, rows: slice, scheduler: Any) -> PipelineCall:
+        call = super()._begin(request, rows, scheduler)
         assert isinstance(request, TextRequest)
         count, (start, end) = call.num_timesteps, request.extra["active"]
         scale = request.extra["control_scale"]
@@ -139,8 +139,9 @@ class StableDiffusionControlNetPipeline(StableDiffusion):
         elif halves == 2:
             image = call.joined("image", "image")
         down, mid = self.controlnet(
-            x, t, text, image, conditioning_scale=scale, guess_mode=call.guess_mode, return_dict=False
+            x.to(image.dtype), t, text, image, conditioning_scale=scale, guess_mode=call.guess_mode, return_dict=False
         )
+        down, mid = tuple(h.to(x.dtype) for h in down), mid.to(x.dtype)
         if call.guess_mode and halves == 2:
             down, mid = tuple(_behind_zeros(h) for h in down), _behind_zeros(mid)
         return {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}

@@ -10,6 +10,14 @@ from latentia.errors import InputError
 from latentia.pipelines.image_pipeline import ImagePipeline
 from latentia.pipelines.sampling import SamplingPipeline
 
+PICTURES = ("image", "mask_image")
+"""Options of which a list has one entry per picture; a tensor may be a single one."""
+PER_PICTURE = (
+    *("class_labels", "latents", "prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds"),
+    *PICTURES,
+)
+"""Options with one entry per picture."""
+
 
 def shard_indices(n: int, rank: int, world: int) -> range:
     """Sample indices of process `rank` of `world`: consecutive, sizes differing by at most one."""
@@ -31,8 +39,8 @@ def sample_sharded(
     """`n` pictures of `seed` as one tensor, the same on one process and on any number.
 
     Every process of the group must call it; each samples its share and receives all. `class_labels`, `latents`,
-    `prompt` and `negative_prompt` may be given for all `n`, or one for all; `output_type` is `pt` or `latent`;
-    `options` are passed on to the pipeline.
+    `prompt`, `prompt_embeds` and their negatives, and lists of `image` and `mask_image`, may be given for all `n`, or
+    one for all; `output_type` is `pt` or `latent`; `options` are passed on to the pipeline.
     """
     if output_type not in ("pt", "latent"):
         raise InputError(f"output_type must be 'pt' or 'latent' to be gathered, got {output_type!r}")
@@ -40,9 +48,10 @@ def sample_sharded(
     rank, world = rank_and_world()
     # A process without a share draws picture 0 and drops it: all must know the shape and meet at the gather.
     mine = shard_indices(n, rank, world) or range(1)
-    for name in ("class_labels", "latents", "prompt", "negative_prompt"):
+    for name in PER_PICTURE:
         given = options.get(name)
-        if isinstance(given, torch.Tensor | list | tuple) and len(given) > 1:
+        listed = isinstance(given, list | tuple) or (isinstance(given, torch.Tensor) and name not in PICTURES)
+        if given is not None and listed and len(given) > 1:
             if len(given) != n:
                 raise InputError(f"{name} has {len(given)} entries for {n} pictures: give one per picture")
             options[name] = given[mine.start : mine.stop]
@@ -54,9 +63,11 @@ def call(pipe: Any, rows: range, **options: Any) -> Any:
     """The pictures numbered `rows` of a seed, from a pipeline of either kind: of classes, or of texts."""
     if isinstance(pipe, ImagePipeline):
         return pipe(batch_size=len(rows), sample_indices=rows, **options)
-    prompt = options.pop("prompt")
-    single = [prompt] if isinstance(prompt, str) else list(prompt)
-    texts = single * len(rows) if len(single) == 1 else single
+    prompt, embeds = options.pop("prompt", None), options.get("prompt_embeds")
+    if isinstance(embeds, torch.Tensor) and len(embeds) == 1:
+        options["prompt_embeds"] = embeds.expand(len(rows), -1, -1)
+    single = [prompt] if isinstance(prompt, str) else prompt
+    texts = single if single is None or len(single) > 1 else list(single) * len(rows)
     return pipe(prompt=texts, sample_indices=rows, **options)
 
 

@@ -6,9 +6,11 @@ A component is `[library, class]`, an absent one `[null, null]`; other values ar
 Nothing is imported on the folder's word: a class is looked up in Latentia's own public table, or refused.
 """
 
+import copy
 import importlib
 import inspect
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 from torch import nn
 
 from latentia.core import transaction
+from latentia.core.artifacts import save_state_dict
 from latentia.core.config import FORMAT_VERSION, ConfigMixin, to_json
 from latentia.core.files import read_json, refused, write_text_atomic
 from latentia.core.hub import resolve_folder
@@ -268,8 +271,14 @@ def _load_transformers(folder: Path, class_name: str, dtype: torch.dtype | None,
             transformers.utils.logging.enable_progress_bar()
 
 
+def uncompiled(component: Any) -> Any:
+    """The network itself, of one that `torch.compile` wraps."""
+    return component._modules.get("_orig_mod", component) if isinstance(component, nn.Module) else component
+
+
 def entry_of(component: object) -> list[str | None]:
     """`[library, class]` for the index."""
+    component = uncompiled(component)
     if component is None:
         return [None, None]
     name = type(component).__name__
@@ -285,17 +294,29 @@ def library_of(class_name: str) -> str:
 
 def save_component(component: Any, folder: Path, variant: str | None, max_shard_size: int | str) -> None:
     """Write one component into its own sub-folder."""
+    component = uncompiled(component)
     if isinstance(component, ModelMixin):
         component.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
     elif isinstance(component, ConfigMixin):
         component.save_config(folder)
     elif isinstance(component, nn.Module):
-        encoder: Any = component  # of transformers
-        encoder.save_pretrained(folder, variant=variant, max_shard_size=max_shard_size)
+        _save_transformers(component, folder, variant, max_shard_size)
     elif component is not None:
         from latentia.conditioners.tokenizers import save_tokenizer
 
         save_tokenizer(component, folder)
+
+
+def _save_transformers(encoder: Any, folder: Path, variant: str | None, max_shard_size: int | str) -> None:
+    """A text encoder of transformers, written by us: its own `save_pretrained` deletes other variants' shards."""
+    config = copy.deepcopy(encoder.config)
+    config.architectures, config.dtype = [type(encoder).__name__], encoder.dtype
+    with tempfile.TemporaryDirectory() as made:
+        config.save_pretrained(made)
+        texts = {file.name: file.read_text(encoding="utf-8") for file in Path(made).iterdir()}
+    save_state_dict(
+        encoder.state_dict(), folder, variant=variant, max_shard_size=max_shard_size, stem="model", texts=texts
+    )
 
 
 def remove_index(folder: Path) -> None:

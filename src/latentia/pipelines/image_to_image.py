@@ -76,7 +76,9 @@ class ImageToImage(StableDiffusion):
         One generator draws once for each picture, as in Diffusers; a list draws for each row from its own.
         """
         if isinstance(generator, list | tuple):
-            return self._as_latents(self.encode(x[list(rows)], generator))
+            # One at a time: the same to the last bit in any batch.
+            drawn = [self.encode(x[row : row + 1], [own]) for row, own in zip(rows, generator, strict=True)]
+            return self._as_latents(torch.cat(drawn))
         return self._as_latents(self.encode(x, generator))[list(rows)]
 
     def _as_latents(self, z: torch.Tensor) -> torch.Tensor:

@@ -73,8 +73,9 @@ def _replace(call: PipelineCall, returned: Mapping[str, Any], shown: Mapping[str
             raise InputError(f"the callback returned another {name!r}, which is only for reading: replace 'latents'")
         if not isinstance(value, torch.Tensor) or value.shape != shown[name].shape:
             what = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            halves = "; it is the positive half alone: do not chunk it" if name == "prompt_embeds" else ""
             raise InputError(
-                f"the callback returned {what} for {name!r}: expected a tensor of {tuple(shown[name].shape)}"
+                f"the callback returned {what} for {name!r}: expected a tensor of {tuple(shown[name].shape)}{halves}"
             )
         if name != "latents":
             call.tensors[name] = value.to(shown[name])

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from latentia.core.artifacts import load_state_dict
+from latentia.core.artifacts import load_state_dict, write_safetensors
 from latentia.core.files import write_atomic
 from latentia.core.hub import resolve_folder
 from latentia.core.model import check_safe
@@ -18,6 +18,7 @@ from latentia.errors import ArtifactError, InputError, check_choice, unknown_cho
 from latentia.formats.lora import Lora, Weights, read_layers, read_lora, write_lora
 from latentia.nn import lora
 from latentia.nn.adapted import adaptable
+from latentia.pipelines.folder import uncompiled
 
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 """Name of a LoRA file that needs no `weight_name`."""
@@ -52,7 +53,7 @@ class LoraMixin:
             check_choice("component with adapters", name, self.lora_components)
         present = {name: getattr(self, attribute) for name, attribute in self.lora_components.items()}
         chosen = present if components is None else {name: present[name] for name in components}
-        return nn.ModuleDict({name: network for name, network in chosen.items() if network is not None})
+        return nn.ModuleDict({name: uncompiled(network) for name, network in chosen.items() if network is not None})
 
     # Loading and saving --------------------------------------------------------------------------------------
 
@@ -180,10 +181,16 @@ class LoraMixin:
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         if adapter_weights is None or isinstance(adapter_weights, float | int | Mapping):
             weights: list[Weight] = [1.0 if adapter_weights is None else adapter_weights] * len(names)
-        else:
+        elif isinstance(adapter_weights, Sequence) and not isinstance(adapter_weights, str):
             weights = list(adapter_weights)
+        else:
+            raise InputError(
+                f"a weight must be a finite number, and adapter_weights one or a list: got {adapter_weights!r}"
+            )
         if len(weights) != len(names):
             raise InputError(f"{len(weights)} weights for {len(names)} adapters: give one weight, or one for each")
+        if len(set(names)) != len(names):
+            raise InputError(f"adapter_names must name each adapter once, got {', '.join(names)}")
         networks = self._lora_networks()
         _check_known(names, networks)
         plans = {}
@@ -327,7 +334,4 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def _write(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
-    from safetensors.torch import save_file
-
-    whole = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-    write_atomic(path, lambda beside: save_file(whole, beside, metadata={"format": "pt", **metadata}))
+    write_atomic(path, lambda beside: write_safetensors(beside, tensors, metadata))

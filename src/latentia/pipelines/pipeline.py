@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 import torch
 from torch import nn
 
+from latentia.core.arguments import check_count
 from latentia.core.config import FrozenConfig
 from latentia.core.model import ModelMixin, check_options, check_safe, one_dtype
 from latentia.core.protocols import Codec, Scheduler
@@ -115,7 +116,9 @@ class DiffusionPipeline(ABC):
             return
         if isinstance(value, type) or not isinstance(value, kind):
             given = "None" if value is None else f"class {value.__name__}" if isinstance(value, type) else ""
-            given = given or type(value).__name__
+            library = type(value).__module__.partition(".")[0]
+            foreign = "" if library in ("builtins", "latentia") else f" of {library}"
+            given = given or type(value).__name__ + foreign
             raise InputError(f"{type(self).__name__}: component {name!r} must be {wanted}; got {given}")
 
     @property
@@ -162,14 +165,20 @@ class DiffusionPipeline(ABC):
         """Where the networks compute: the device they are on, or the one they are brought to when offloading."""
         return self.device if self._offload is None else self._offload.device
 
-    def enable_model_cpu_offload(self, device: torch.device | str | None = None) -> None:
-        """Keep the networks in host memory and bring one at a time onto `device` (None: the accelerator at hand).
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
+        """Keep the networks in host memory and bring one at a time onto an accelerator.
 
-        The largest network alone must fit there. Calls from several threads take turns. Raises `InputError` when
-        there is no accelerator and none is named.
+        That is number `gpu_id` of its kind, or `device`, or the accelerator at hand. The largest network alone must
+        fit there. Calls from several threads take turns. Raises `InputError` when there is no accelerator and none is
+        named.
         """
         from latentia.pipelines.offload import Offload
 
+        if gpu_id is not None:
+            if device is not None and torch.device(device).index is not None:
+                raise InputError(f"gpu_id={gpu_id} and device={device} name an accelerator twice: give one of them")
+            kind = torch.accelerator.current_accelerator() if device is None else torch.device(device)
+            device = torch.device(kind.type if kind is not None else "cuda", check_count("gpu_id", gpu_id, least=0))
         self.disable_model_cpu_offload()
         parts = {name: part for name, part in self.components.items() if isinstance(part, nn.Module)}
         object.__setattr__(self, "_offload", Offload(parts, device))
@@ -186,13 +195,13 @@ class DiffusionPipeline(ABC):
 
     def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
         """Attend by groups of heads: less memory, the same pictures. See `ModelMixin.enable_attention_slicing`."""
-        for part in self.networks:
+        for part in map(layout.uncompiled, self.networks):
             if isinstance(part, ModelMixin):
                 part.enable_attention_slicing(slice_size)
 
     def disable_attention_slicing(self) -> None:
         """Attend with all heads at once."""
-        for part in self.networks:
+        for part in map(layout.uncompiled, self.networks):
             if isinstance(part, ModelMixin):
                 part.disable_attention_slicing()
 

@@ -158,7 +158,8 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
 
 def _fingerprint(codec: nn.Module) -> tuple[object, ...]:
     """Equal as long as the weights, the config, and the plain attributes (switches, sizes, modes) are."""
-    weights = [(t.data_ptr(), t._version, t.device) for t in _tensors(codec)]
+    # What was loaded under torch.inference_mode() counts no versions.
+    weights = [(t.data_ptr(), 0 if t.is_inference() else t._version, t.device) for t in _tensors(codec)]
     plain = [
         (key, value)
         for module in codec.modules()

@@ -35,19 +35,20 @@ class SamplingPipeline(DiffusionPipeline):
     def _sample(self, request: Request) -> Images:
         """All pictures of a request."""
         chunks = list(request.chunks())
+        scheduler = self.scheduler  # the same for all chunks, whatever is set on the pipeline meanwhile
         try:
             with evaluating(self.networks):
-                first = self._begin(request, chunks[0])
-                calls = chain([first], (self._begin(request, rows) for rows in chunks[1:]))
+                first = self._begin(request, chunks[0], scheduler)
+                calls = chain([first], (self._begin(request, rows, scheduler) for rows in chunks[1:]))
                 with self.progress_bar(first.num_timesteps * len(chunks)) as bar:
                     return join([self._run(request, call, rows, bar.update) for call, rows in zip(calls, chunks)])
         finally:
             if self._offload is not None:
                 self._offload.release()
 
-    def _begin(self, request: Request, rows: slice) -> PipelineCall:
+    def _begin(self, request: Request, rows: slice, scheduler: Any) -> PipelineCall:
         """The state of one chunk, on its own copy of the scheduler."""
-        scheduler = self.scheduler.fresh()
+        scheduler = scheduler.fresh()
         scheduler.set_timesteps(request.steps)
         start = self._first_step(request, scheduler)
         if start:

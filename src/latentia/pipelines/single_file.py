@@ -122,13 +122,19 @@ def build_part(
     file: Converted, name: str, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> ModelMixin:
     """The model of one part in evaluation mode: one copy of its weights in memory, read straight into place."""
+    model = empty_part(file, name)
+    fill(model, file.parts[name].tensors, dtype, device)
+    return model.eval()
+
+
+def empty_part(file: Converted, name: str) -> ModelMixin:
+    """The model of one part before its weights are read; `ArtifactError` when they would not fit."""
     part: ConvertedPart = file.parts[name]
     target: type[ModelMixin] = getattr(importlib.import_module("latentia"), part.class_name)
     with SkipInit():
         model: ModelMixin = target.from_config(part.config)
     check_fits(model, part.tensors.on_meta(), f"{file.path} ({name})", strict=True)
-    fill(model, part.tensors, dtype, device)
-    return model.eval()
+    return model
 
 
 def build_scheduler(file: Converted) -> Any:

@@ -1,12 +1,14 @@
 """TextPipeline: everything between the arguments of a call and the loop, for pictures made from texts."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 
 from latentia.conditioners.prompts import count_windows, encode_prompts, text_width, window_length
 from latentia.core.arguments import check_count
+from latentia.core.finite import first_nonfinite
 from latentia.core.images import OUTPUT_TYPES
 from latentia.core.rng import Generators
 from latentia.errors import InputError, NonFiniteError, check_choice
@@ -121,14 +123,17 @@ class TextPipeline(CodecMixin, SamplingPipeline):
 
     def _encode(self, texts: Sequence[str], windows: int, clip_skip: int | None) -> torch.Tensor:
         """Texts → (len, windows · L, D), finite."""
+        encoder = self.conditioner
         with self._using(self.text_name):
-            embeds = encode_prompts(self.tokenizer, self.conditioner, texts, windows, clip_skip)
-        if not bool(torch.isfinite(embeds).all()):
-            raise NonFiniteError(
-                f"NaN or infinity in the encoded text, from {self.text_name}: use a wider dtype "
-                f"(pipe.{self.text_name}.to(torch.float32)) and check its weights"
-            )
-        return embeds
+            embeds = encode_prompts(self.tokenizer, encoder, texts, windows, clip_skip)
+            if bool(torch.isfinite(embeds).all()):
+                return embeds
+            again = partial(encode_prompts, self.tokenizer, encoder, texts, windows, clip_skip)
+            culprit = first_nonfinite({self.text_name: encoder}, again) or self.text_name
+        raise NonFiniteError(
+            f"NaN or infinity in the encoded text, first in {culprit}: use a wider dtype "
+            f"(pipe.{self.text_name}.to(torch.float32)) and check its weights"
+        )
 
     def _windows(self, texts: Sequence[Sequence[str] | torch.Tensor | None], count: int) -> list[int]:
         """Windows of each picture's texts and embeddings, the most of any. Raises `InputError` for odd lengths."""

@@ -163,6 +163,8 @@ def _check_embeds(name: str, embeds: object, width: int) -> None:
         raise InputError(
             f"{name} has shape {tuple(embeds.shape)}: expected (prompts, tokens, {width}), as encode_prompt makes it"
         )
+    if not bool(torch.isfinite(embeds).all()):
+        raise InputError(f"{name} hold NaN or infinity: encode the texts in a wider dtype")
 
 
 def repeat_rows(given: torch.Tensor, count: int) -> torch.Tensor:

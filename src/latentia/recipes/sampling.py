@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from PIL.PngImagePlugin import PngInfo
 
 from latentia.core.files import write_atomic
-from latentia.core.images import as_output, grid
+from latentia.core.images import grid, to_pil
 from latentia.data.folder import SUFFIXES
 from latentia.errors import InputError, check_choice
 from latentia.pipelines.checks import class_indices
@@ -53,6 +54,7 @@ class Request:
         device: auto, cpu, cuda, …
         dtype: float32, float16 or bfloat16.
         loras: LoRA files or folders to load, each with its weight.
+        size: (width, height) that made pictures are cut to, right and below; None: they are not cut.
     """
 
     count: int = 16
@@ -68,6 +70,7 @@ class Request:
     device: str = "auto"
     dtype: str = "float32"
     loras: Sequence[tuple[str, float]] = ()
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         for name, value, least in (("n", self.count, 1), ("steps", self.steps, 1), ("batch size", self.batch_size, 1)):
@@ -104,14 +107,27 @@ def open_pipeline(path: str | os.PathLike[str], request: Request, task: str | No
 
 
 def read_picture(path: Path) -> Image.Image:
-    """The picture at `path`, upright. Raises `InputError` for a file that is none."""
+    """The picture at `path`, upright, in RGB. Raises `InputError` for a file that is none, or of 32 bits."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture.convert("RGB"))
+            upright = ImageOps.exif_transpose(picture)
+            if upright.mode.startswith("I;16"):  # `convert` would cut greys off at 255
+                upright = Image.fromarray((np.asarray(upright) // 257).astype(np.uint8))
+            if upright.mode in ("F", "I"):
+                raise InputError(f"{path} is a picture of mode {upright.mode!r}: save it with 8 bits (RGB or L) first")
+            return upright.convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise InputError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def padded(picture: Image.Image, multiple: int = 8) -> Image.Image:
+    """The picture with its last column and row repeated until both sides are a `multiple` of pixels."""
+    from PIL import Image
+
+    right, below = (-side % multiple for side in picture.size)
+    return Image.fromarray(np.pad(np.asarray(picture), ((0, below), (0, right), (0, 0)), mode="edge"))
 
 
 def _load_loras(pipe: AnyPipeline, loras: Sequence[tuple[str, float]]) -> None:
@@ -201,8 +217,12 @@ def sample_to(pipe: AnyPipeline, request: Request, out: Path, scale: int | None 
             if rank > 0:
                 return []
             size = scale or max(1, 64 // pictures.shape[-1])
-            single = request.count == 1 and request.prompts and scale is None
-            save_png(as_output(pictures, "pil")[0] if single else grid(pictures, scale=size), out, describe(request))
+            if request.size is not None:
+                pictures = pictures[..., : request.size[1], : request.size[0]]
+            if request.count == 1 and request.prompts and scale is None:
+                save_png(to_pil(pictures)[0], out, describe(request))
+            else:
+                save_png(grid(pictures, scale=size), out, describe(request))
             return [out]
         return _write_folder(pipe, request, shard_indices(request.count, rank, world), out)
 
@@ -228,6 +248,7 @@ def _write_folder(pipe: AnyPipeline, request: Request, mine: range, out: Path) -
             label = {"class": given["class_labels"][i]} if "class_labels" in given else {}
             text = {"prompt": given["prompt"][i]} if "prompt" in given else {}
             path = out / (f"{i:05d}-{label['class']}.png" if label else f"{i:05d}.png")
+            picture = picture if request.size is None else picture.crop((0, 0, *request.size))
             save_png(picture, path, describe(request) | {"index": i} | label | text)
             written.append(path)
     return written
