@@ -5,8 +5,11 @@ import json
 import os
 import pickle
 import struct
+import sys
+import types
 from pathlib import Path
 
+import numpy
 import pytest
 import safetensors.torch
 import torch
@@ -475,3 +478,25 @@ def test_pickles_give_tensors_and_nothing_else(tmp_path, monkeypatch):
             load_state_dict(name)
     with pytest.raises(ArtifactError, match="no file"):
         load_state_dict("nowhere.ckpt")
+
+
+def test_leftovers_of_a_training_run_are_dropped_unseen(tmp_path, monkeypatch):
+    name = "pytorch_lightning.callbacks.model_checkpoint"
+    callback = type("ModelCheckpoint", (), {"__module__": name})
+    with monkeypatch.context() as patch:
+        for depth in range(1, 4):
+            module = ".".join(name.split(".")[:depth])
+            patch.setitem(sys.modules, module, types.ModuleType(module))
+        patch.setattr(sys.modules[name], "ModelCheckpoint", callback, raising=False)
+        saved = {"callbacks": {callback: {"best": numpy.float64(1.5)}}, "state_dict": {"a": torch.ones(2)}}
+        torch.save(saved, tmp_path / "sd-v1-4.ckpt")
+    before = torch.serialization.get_safe_globals()
+    assert list(load_state_dict(tmp_path / "sd-v1-4.ckpt")) == ["a"]
+    assert torch.serialization.get_safe_globals() == before
+
+
+def test_the_refusal_names_what_a_pickle_asks_for_and_repeats_no_advice_to_run_it(tmp_path):
+    torch.save({"a": torch.ones(1), "b": Path}, tmp_path / "x.ckpt")
+    with pytest.raises(ArtifactError, match=r"it asks for pathlib\.Path\)") as caught:
+        load_state_dict(tmp_path / "x.ckpt")
+    assert "weights_only" not in str(caught.value)

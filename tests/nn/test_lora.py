@@ -562,3 +562,14 @@ def test_repr_names_the_adapters():
     root = net()
     lora.add_adapter(root, "one", 2, targets=["keys"])
     assert "AdaptedLinear(in_features=6, out_features=5, bias=True, adapters: one (rank 2))" in repr(root)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "alpha"), [(torch.float32, math.nan), (torch.float32, math.inf), (torch.int8, 4.0)], ids=str
+)
+def test_a_scale_that_is_no_number_and_whole_numbers_are_refused(dtype: torch.dtype, alpha: float):
+    net = nn.Sequential(nn.Linear(3, 5))
+    weights = {"0": (torch.ones(2, 3).to(dtype), torch.ones(5, 2).to(dtype), alpha)}
+    with pytest.raises(ArtifactError, match=r"1 not made of floating numbers and a finite alpha: 0 \("):
+        lora.load_adapter(net, "a", weights)
+    assert not lora.adapter_names(net)

@@ -36,7 +36,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            say(str(stop) or "interrupted: a training run goes on with --resume", style="yellow")
+            say(str(stop) or "interrupted", style="yellow")
             raise typer.Exit(INTERRUPTED) from None
         except (LatentiaError, OSError) as error:
             if isinstance(error, BrokenPipeError) or ctx.params.get("debug"):

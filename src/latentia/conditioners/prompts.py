@@ -140,7 +140,7 @@ def encode_prompts(
     for ids, mask in rows:
         given = {"attention_mask": mask if masked else None}
         if norm is None:
-            encoded.append(text_encoder(ids, **given)[0][0])
+            encoded.append(text_encoder(ids, **given).last_hidden_state[0])
         else:
             states = text_encoder(ids, **given, output_hidden_states=True).hidden_states
             encoded.append(norm(states[-(skip + 1)])[0])

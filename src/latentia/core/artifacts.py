@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import threading
 from collections.abc import Mapping
 from functools import partial
 from io import RawIOBase
@@ -38,6 +39,15 @@ _DTYPES = {
     torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 """The format's dtype names, in the order of the reference writer: wide ones first, so that all are aligned."""
+
+_LEFTOVERS = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    *("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype"),
+    *(f"numpy.dtypes.{kind}DType" for kind in ("Float64", "Float32", "Int64", "Int32")),
+)
+"""What published training checkpoints (Stable Diffusion 1's first among them) hold beside tensors; never run."""
+_one_reader = threading.Lock()
+"""What torch lets pass in a pickle is a setting of the whole process."""
 
 MAP_FROM = 64 * 2**20
 """Bytes from which on a file is mapped where that is allowed; smaller ones are read at once, as quickly."""
@@ -76,7 +86,7 @@ def save_state_dict(
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         texts = {index_name(variant, stem): json.dumps(index, indent=2, sort_keys=True) + "\n", **texts}
     writes = {
-        name: partial(_write_file, tensors=shard, metadata={k: v for k, v in ties.items() if v in shard})
+        name: partial(write_safetensors, tensors=shard, metadata={k: v for k, v in ties.items() if v in shard})
         for name, shard in zip(names, shards, strict=True)
     } | {name: partial(write_text, text=text) for name, text in texts.items()}
     stale = own_files(folder, variant, stem) if folder.is_dir() else set()
@@ -85,13 +95,19 @@ def save_state_dict(
 
 
 def load_state_dict(
-    path: Path | str, *, variant: str | None = None, stem: str = STEM, mapped: bool = False
+    path: Path | str,
+    *,
+    variant: str | None = None,
+    stem: str = STEM,
+    mapped: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> StateDict:
     """Read tensors from a model folder, a safetensors file, or a pickle of tensors.
 
     With `mapped` the tensors of a large safetensors file are views of it, mapped privately: nothing is read before it
     is used, and writing to one never reaches the file; but whoever keeps one crashes when the file is cut short in
-    place. A pickle (.bin, .pt, .ckpt) is read with `weights_only=True`, so that nothing in it can run; a checkpoint's
+    place. With `dtype` floats are cast as they are read, so that those of the file are never in memory together.
+    A pickle (.bin, .pt, .ckpt) is read with `weights_only=True`, so that nothing in it can run; a checkpoint's
     `state_dict` entry is unwrapped.
     Raises `ArtifactError` for anything missing, truncated, foreign or unsafe.
     """
@@ -100,21 +116,22 @@ def load_state_dict(
         found = locate(path, variant, stem)
         state: StateDict = {}
         for file in found.files:
-            state |= read_safetensors(file, mapped)
+            state |= read_safetensors(file, mapped, dtype)
         if found.weight_map is not None:
             lost = sorted(set(found.weight_map) - set(state))
             if lost:
                 raise ArtifactError(f"the shards in {path} lack {', '.join(lost)}: copy the folder again, whole")
         return state
-    return read_pickle(path) if path.suffix in PICKLES else read_safetensors(path, mapped)
+    return read_pickle(path) if path.suffix in PICKLES else read_safetensors(path, mapped, dtype)
 
 
-def read_safetensors(path: Path, mapped: bool = False) -> StateDict:
+def read_safetensors(path: Path, mapped: bool = False, dtype: torch.dtype | None = None) -> StateDict:
     """Tensors of one safetensors file, tied names restored; `ArtifactError` when it is not a whole one."""
     header = read_header(path)
     try:
         large = mapped and os.name != "nt" and path.stat().st_size >= MAP_FROM  # Windows cannot replace a mapped file
-        state = _map_tensors(path, header) if large else _read_tensors(path, header)
+        casts = dtype is not None and any(entry.dtype != _DTYPES[dtype] for entry in header.tensors.values())
+        state = _map_tensors(path, header) if large and not casts else _read_tensors(path, header, dtype)
     except (safetensors.SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}): copy or download it again") from error
     for name, kept in header.metadata.items():
@@ -128,8 +145,8 @@ def _map_tensors(path: Path, header: Header) -> StateDict:
         return {name: file.get_tensor(name) for name in header.tensors}
 
 
-def _read_tensors(path: Path, header: Header) -> StateDict:
-    """Read the bytes straight into new tensors: one copy in memory, none of it tied to the file."""
+def _read_tensors(path: Path, header: Header, dtype: torch.dtype | None = None) -> StateDict:
+    """Read the bytes straight into new tensors: one copy in memory, floats cast as they come, none tied to the file."""
     dtypes = {name: dtype for dtype, name in _DTYPES.items()}
     state: StateDict = {}
     with open(path, "rb", buffering=0) as file:
@@ -137,9 +154,10 @@ def _read_tensors(path: Path, header: Header) -> StateDict:
         for name, entry in sorted(header.tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
             if entry.dtype not in dtypes:
                 raise ArtifactError(f"{path}: {name!r} cannot be read: PyTorch has no dtype {entry.dtype!r}")
-            state[name] = torch.empty(entry.shape, dtype=dtypes[entry.dtype])
+            tensor = torch.empty(entry.shape, dtype=dtypes[entry.dtype])
             if entry.end > entry.begin:
-                _fill(state[name], file)
+                _fill(tensor, file)
+            state[name] = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
     return state
 
 
@@ -157,11 +175,11 @@ def read_pickle(path: Path) -> StateDict:
     if not path.is_file():
         raise ArtifactError(f"no file {path}")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with _one_reader, torch.serialization.safe_globals([(_Inert, name) for name in _LEFTOVERS]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError, KeyError, ... by what is wrong
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ArtifactError(
-            f"{path} is broken, or asks for more than tensors, which is refused ({reason}): "
+            f"{path} is broken, or asks for more than tensors, which is refused ({_reason(error)}): "
             "ask its author for a safetensors file"
         ) from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
@@ -170,6 +188,26 @@ def read_pickle(path: Path) -> StateDict:
     if not state:
         raise ArtifactError(f"{path} holds no state dict (a {type(loaded).__name__} without tensors)")
     return state
+
+
+def _reason(error: Exception) -> str:
+    """Why torch refused a pickle; its own advice, to read it with code running, is left out."""
+    asked = re.search(r"GLOBAL ([\w.]+)|(?:class|global|function|call) ([\w.]+\.[\w.]+)", str(error))
+    if asked:
+        return f"it asks for {asked[1] or asked[2]}"
+    if "weights_only" in str(error):
+        return "it is no archive of tensors"
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+class _Inert:
+    """Stands in for an object of a checkpoint that is no tensor: whatever it is made with is dropped."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
 
 
 def parse_size(size: int | str) -> int:
@@ -232,8 +270,8 @@ def _nbytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _write_file(path: Path, tensors: StateDict, metadata: dict[str, str]) -> None:
-    """Stream tensors into a safetensors file: one tensor at a time in host memory."""
+def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Stream tensors into a safetensors file: one at a time in host memory, the same bytes for the same tensors."""
     rank = {dtype: i for i, dtype in enumerate(_DTYPES)}
     order = sorted(tensors.items(), key=lambda item: (rank[item[1].dtype], item[0]))
     header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}

@@ -104,7 +104,7 @@ def read_json(path: Path) -> dict[str, Any]:
         loaded = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"no {path.name} in {path.parent}: is this a saved model, pipeline or run?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not valid JSON ({error}): it may be truncated; save or copy it again") from None
     except OSError as error:
         raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error

@@ -92,7 +92,15 @@ def describe(path: Path | str, recognise: Recogniser | None = None) -> Descripti
     `recognise` is asked about single safetensors files.
     """
     path = Path(path)
-    if path.is_file():
+    try:
+        return _describe(path, recognise)
+    except OSError as error:
+        kind = "folder" if path.is_dir() else "file"
+        return Description(path, kind, problems=[f"cannot be read: {error.strerror or error} ({error.filename})"])
+
+
+def _describe(path: Path, recognise: Recogniser | None) -> Description:
+    if path.exists() and not path.is_dir():
         return _describe_file(path, recognise)
     if not path.is_dir():
         siblings = [p.name for p in path.absolute().parent.iterdir()] if path.absolute().parent.is_dir() else []
@@ -102,6 +110,10 @@ def describe(path: Path | str, recognise: Recogniser | None = None) -> Descripti
         )
     present = transaction.names(path) if not _broken_journal(path) else {p.name for p in path.iterdir() if p.is_file()}
     found = _describe_folder(path, present)
+    if found.kind == "folder":
+        files = [name for name in sorted(present) if name.endswith(".safetensors")]
+        found.parts = {name: describe(path / name, recognise) for name in files}
+        _add_parts(found)
     found.bytes = _bytes(p for p in path.rglob("*") if p.is_file())
     found.problems += _leftovers(path)
     return found
@@ -129,7 +141,10 @@ def _describe_file(path: Path, recognise: Recogniser | None) -> Description:
         advice = f"convert to safetensors (latentia convert {path.name} {path.stem}.safetensors reads tensors alone)"
         return Description(path, "pickle", bytes=size, problems=[f"pickles can run code when read: {advice}"])
     if path.suffix != ".safetensors":
-        return Description(path, "file", bytes=size)
+        found = Description(path, "file", bytes=size)
+        if _begins(path, b"GGUF"):
+            found.problems.append("a GGUF file (quantised weights), which is not read: find it as safetensors")
+        return found
     found = Description(path, "safetensors", bytes=size)
     try:
         header = read_header(path)
@@ -140,6 +155,13 @@ def _describe_file(path: Path, recognise: Recogniser | None) -> Description:
     if recognise is not None:
         _add_content(found, header, recognise(header))
     return found
+
+
+def _begins(path: Path, magic: bytes) -> bool:
+    if not path.is_file():  # a device or a pipe may never end
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(magic)) == magic
 
 
 def _add_content(found: Description, header: Header, content: Content) -> None:

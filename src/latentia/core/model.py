@@ -100,7 +100,7 @@ class ModelMixin(Execution, ConfigMixin):
         state = self.state_dict() if state_dict is None else dict(state_dict)
         if state_dict is not None:
             self._check_own(state)
-        self._check_other_variants(folder, variant)
+        self.check_other_variants(folder, variant)
         texts = {self.config_name: to_json(self.config_to_save())}
         save_state_dict(
             state, folder, variant=variant, max_shard_size=max_shard_size, stem=self.weights_stem, texts=texts
@@ -113,7 +113,7 @@ class ModelMixin(Execution, ConfigMixin):
         if bad:
             raise InputError(f"state_dict is not one of this {type(self).__name__}: {', '.join(bad)} differ")
 
-    def _check_other_variants(self, folder: Path, variant: str | None) -> None:
+    def check_other_variants(self, folder: Path, variant: str | None) -> None:
         """The config is shared by all variants: refuse one that the other weights were not saved with."""
         file = current(folder / self.config_name)
         others = set(variants(names(folder), self.weights_stem)) - {variant} if folder.is_dir() else set()
@@ -182,7 +182,9 @@ class ModelMixin(Execution, ConfigMixin):
         locate(folder, variant, stem)  # a missing file is said before the network is built
         with SkipInit() if strict else contextlib.nullcontext():
             model = target.from_config(config, **config_overrides)
-        state = target.convert_legacy_keys(load_state_dict(folder, variant=variant, stem=stem, mapped=True))
+        state = target.convert_legacy_keys(
+            load_state_dict(folder, variant=variant, stem=stem, mapped=True, dtype=dtype)
+        )
         check_fits(model, state, str(folder), strict)
         fill(model, state, dtype, device)
         return model.eval()

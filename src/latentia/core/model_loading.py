@@ -90,4 +90,5 @@ def fill(
         done.add(id(slot))
         cast = dtype if dtype is not None and slot.is_floating_point() else slot.dtype
         slot.data = value.to(device=device or slot.device, dtype=cast)
-    model.to(device=device, dtype=dtype)
+    if device is not None or dtype is not None:
+        model.to(device=device, dtype=dtype)

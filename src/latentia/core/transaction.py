@@ -85,7 +85,8 @@ def current(path: Path) -> Path:
 
 def names(folder: Path) -> set[str]:
     """Names of the files in `folder` as they read now, an interrupted save followed to its end."""
-    found = {entry.name for entry in os.scandir(folder) if not entry.is_dir()}
+    with os.scandir(folder) as entries:
+        found = {entry.name for entry in entries if not entry.is_dir()}
     plan = _plan(folder)
     if plan:
         found = (found - set(plan[1]) - set(plan[0].values()) - {JOURNAL}) | set(plan[0])

@@ -201,17 +201,20 @@ def read_header(path: Path) -> Header:
         raise ArtifactError(f"could not read {path}: {error.strerror or error}") from error
     try:
         loaded = json.loads(raw.decode())
-        metadata = loaded.pop("__metadata__", {})
+        metadata = dict(loaded.pop("__metadata__", None) or {})
         tensors = {name: _entry(value) for name, value in loaded.items()}
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+    except (ValueError, AttributeError, KeyError, TypeError, OverflowError, RecursionError):
         raise ArtifactError(f"{path} {_not_safetensors(path)}") from None
     _check_layout(path, tensors, size - 8 - length)
-    return Header(tensors, {str(k): str(v) for k, v in dict(metadata or {}).items()}, length)
+    return Header(tensors, {str(k): str(v) for k, v in metadata.items()}, length)
 
 
 def _entry(value: Any) -> Entry:
     begin, end = value["data_offsets"]
-    return Entry(str(value["dtype"]), tuple(int(n) for n in value["shape"]), int(begin), int(end))
+    shape = tuple(value["shape"])
+    if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)):
+        raise ValueError("sizes and offsets are whole numbers")
+    return Entry(str(value["dtype"]), shape, begin, end)
 
 
 def _check_layout(path: Path, tensors: Mapping[str, Entry], size: int) -> None:

@@ -51,6 +51,7 @@ FOREIGN = {
     "ip_adapter.": "an IP-Adapter",
     "string_to_param": "a textual inversion",
     "emb_params": "a textual inversion",
+    "<": "a textual inversion",
     "clip_txt_mapper.": "Stable Cascade",
     "x_embedder.": "a diffusion transformer",
     "model.diffusion_model.x_embedder.": "a diffusion transformer",
@@ -64,6 +65,8 @@ _FOREIGN_WITHIN = {
     ".lora_down.": "a LoRA",
     ".lora_A.": "a LoRA",
     ".lora.down.": "a LoRA",
+    "_lora.down.": "a LoRA",
+    ".lora_linear_layer.": "a LoRA",
 }
 
 SUPPORTED = (

@@ -102,7 +102,14 @@ def _plan_part(
         lost = [name for name in lost if not clip.unused_by_stable_diffusion(name, blocks)]
     moves = [Move(inside[move.theirs], move.ours, move.rule) for move in moves]
     ours = {name: move.rule.our_shape(shapes[move.theirs]) for move in moves for name in move.ours}
-    class_name, config = derive(ours)
+    try:
+        class_name, config = derive(ours)
+    except (IndexError, KeyError, ValueError):
+        odd = [f"{n} {s}" for n, s in ours.items() if n.endswith(".weight") and (len(s) < 2) != ("norm" in n)]
+        raise ArtifactError(
+            f"the {part} has tensors of shapes or names that no {part} has; the odd ones may be among "
+            f"{', '.join(odd[:8]) or 'its first layers'}: the file is broken, or of another family"
+        ) from None
     return PartPlan(class_name, {**config, **overrides}, moves, ours), [inside[name] for name in lost]
 
 

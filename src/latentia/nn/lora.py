@@ -158,19 +158,25 @@ def fit(root: nn.Module, state: Mapping[str, Weights]) -> dict[str, Weights]:
     layers = adaptable(root)
     if not state:
         raise ArtifactError("the adapter is empty: it names no layer")
-    fitted, lost, wrong = {}, [], []
+    fitted, lost, wrong, bad = {}, [], [], []
     for path, (down, up, alpha) in state.items():
         if path not in layers:
             lost.append(path)
             continue
         own = layers[path].weight
+        if not (math.isfinite(alpha) and down.is_floating_point() and up.is_floating_point()):
+            bad.append(f"{path} (A {down.dtype}, B {up.dtype}, alpha {alpha})")
         a, b = _shaped(down, own.ndim), _shaped(up, own.ndim)
         ones = (1,) * (own.ndim - 2)
         if a.shape[1:] == own.shape[1:] and b.shape == (own.shape[0], a.shape[0], *ones) and len(a):
             fitted[path] = (a, b, alpha)
         else:
             wrong.append(f"{path} (A {tuple(down.shape)}, B {tuple(up.shape)}, layer {tuple(own.shape)})")
-    groups = (("not a linear layer or convolution there", lost), ("of the wrong shape", wrong))
+    groups = (
+        ("not a linear layer or convolution there", lost),
+        ("of the wrong shape", wrong),
+        ("not made of floating numbers and a finite alpha", bad),
+    )
     problems = [f"{len(paths)} {what}: {', '.join(paths)}" for what, paths in groups if paths]
     if problems:
         raise ArtifactError(f"the adapter does not fit the network. {'; '.join(problems)}")

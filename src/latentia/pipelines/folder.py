@@ -20,12 +20,12 @@ import torch
 from torch import nn
 
 from latentia.core import transaction
-from latentia.core.artifacts import save_state_dict
+from latentia.core.artifacts import parse_size, save_state_dict
 from latentia.core.config import FORMAT_VERSION, ConfigMixin, to_json
 from latentia.core.files import read_json, refused, write_text_atomic
 from latentia.core.hub import resolve_folder
 from latentia.core.model import ModelMixin
-from latentia.core.weight_files import index_name, locate, single_name, variants
+from latentia.core.weight_files import check_variant, index_name, locate, single_name, variants
 from latentia.errors import ArtifactError, nearest
 
 INDEX = "model_index.json"
@@ -317,6 +317,15 @@ def _save_transformers(encoder: Any, folder: Path, variant: str | None, max_shar
     save_state_dict(
         encoder.state_dict(), folder, variant=variant, max_shard_size=max_shard_size, stem="model", texts=texts
     )
+
+
+def check_target(folder: Path, components: Mapping[str, Any], variant: str | None, max_shard_size: int | str) -> None:
+    """Raise for what a save would refuse half-way: while the old pipeline in `folder` is still whole."""
+    check_variant(variant)
+    parse_size(max_shard_size)
+    for name, component in components.items():
+        if isinstance(component, ModelMixin):
+            component.check_other_variants(folder / name, variant)
 
 
 def remove_index(folder: Path) -> None:

@@ -240,6 +240,7 @@ class DiffusionPipeline(ABC):
         """
         check_safe(safe_serialization)
         path = Path(folder)
+        layout.check_target(path, self.components, variant, max_shard_size)
         layout.remove_index(path)
         for name, component in self.components.items():
             layout.save_component(component, path / name, variant, max_shard_size)

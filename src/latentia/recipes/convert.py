@@ -16,7 +16,14 @@ from latentia.formats.detect import foreign_family
 from latentia.formats.single_file import Converted, read_single_file
 from latentia.formats.tensors import TensorFile, open_tensors
 from latentia.pipelines import folder as layout
-from latentia.pipelines.single_file import build_part, build_scheduler, find_tokenizer, part_of, pipeline_of
+from latentia.pipelines.single_file import (
+    build_part,
+    build_scheduler,
+    empty_part,
+    find_tokenizer,
+    part_of,
+    pipeline_of,
+)
 from latentia.recipes.convert_back import folder_to_file, save_checkpoint
 
 DTYPES = {
@@ -87,6 +94,8 @@ def _check_places(request: Request) -> None:
         raise InputError(f"{target}: nothing is pickled; give a file NAME{SUFFIX} or a folder")
     if target.exists() and source.resolve() == target.resolve():
         raise InputError(f"{source} cannot be converted into itself: name another place")
+    if target.exists() and source.is_dir() and source.resolve() in target.resolve().parents:
+        raise InputError(f"{target} is one of the files of {source}: name a new file")
     if target.is_dir() and target.suffix == SUFFIX:
         raise InputError(f"{target} is a folder: give another name")
     if target.is_file() and target.suffix != SUFFIX:
@@ -125,6 +134,8 @@ def file_to_folder(request: Request, dtype: torch.dtype | None, say: Say) -> Non
     for note in file.notes:
         warnings.warn(f"{request.source}: {note}", stacklevel=2)
     say(f"{request.source}: {file.family.name}")
+    for name in file.parts:
+        empty_part(file, name)  # a part that does not fit is said before any is written
     if len(file.parts) == 1:
         (name,) = file.parts
         _write_part(file, name, request.target, dtype, say)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from latentia.core.artifacts import write_safetensors
 from latentia.core.files import write_atomic
 from latentia.formats import clip, unet
 from latentia.formats.lora import KOHYA, read_lora, write_lora
@@ -22,14 +23,11 @@ def convert_lora(
 
     Raises `ArtifactError` listing layers that Stable Diffusion 1 and 2 do not have.
     """
-    from safetensors.torch import save_file
-
     layout = "diffusers" if any(name.startswith(tuple(KOHYA.values())) for name in state) else "kohya"
     tensors, texts = write_lora(read_lora(state, layers(), metadata), layout)
     if dtype is not None:
         tensors = {name: t if name.endswith(".alpha") else t.to(dtype) for name, t in tensors.items()}
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_atomic(target, partial(save_file, tensors, metadata={"format": "pt", **texts}))
+    write_atomic(target, partial(write_safetensors, tensors=tensors, metadata=texts))
     return layout
 
 
