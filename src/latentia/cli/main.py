@@ -36,7 +36,8 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            say(str(stop) or "interrupted", style="yellow")
+            trains = ctx.invoked_subcommand in ("demo", "train")
+            say(str(stop) or "interrupted" + (": go on with --resume" if trains else ""), style="yellow")
             raise typer.Exit(INTERRUPTED) from None
         except (LatentiaError, OSError) as error:
             if isinstance(error, BrokenPipeError) or ctx.params.get("debug"):

@@ -212,7 +212,7 @@ def read_header(path: Path) -> Header:
 def _entry(value: Any) -> Entry:
     begin, end = value["data_offsets"]
     shape = tuple(value["shape"])
-    if not all(type(n) is int and 0 <= n < 2**63 for n in (*shape, begin, end)):
+    if not all(type(n) is int and abs(n) < 2**63 for n in (*shape, begin, end)) or any(n < 0 for n in shape):
         raise ValueError("sizes and offsets are whole numbers")
     return Entry(str(value["dtype"]), shape, begin, end)
 
