@@ -73,6 +73,18 @@ CONTROLNET = {
 }
 
 
+UNET_1D = {
+    "sample_size": 7,
+    "in_channels": 2,
+    "out_channels": 2,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "num_class_embeds": 4,
+    "learned_positions": True,
+}
+
+
 def image_inputs(batch: int) -> dict[str, torch.Tensor]:
     return {"sample": seeded(4, 3, 8, 8)[:batch]}
 
@@ -83,6 +95,10 @@ def unet_inputs(batch: int) -> dict[str, torch.Tensor]:
         "timestep": torch.tensor([0, 3, 500, 999])[:batch],
         "class_labels": torch.tensor([0, 1, 2, 3])[:batch],
     }
+
+
+def sequence_inputs(batch: int) -> dict[str, torch.Tensor]:
+    return {**unet_inputs(batch), "sample": seeded(4, 2, 7)[:batch]}
 
 
 def text_inputs(batch: int) -> dict[str, torch.Tensor]:
@@ -113,6 +129,7 @@ CASES = {
     "Autoencoder": Case(CODEC, image_inputs, sample_of),
     "AutoencoderKL": Case(CODEC, image_inputs, sample_of),
     "ControlNetModel": Case(CONTROLNET, controlnet_inputs, controls_of, legacy=False, starts_silent=True),
+    "UNet1D": Case(UNET_1D, sequence_inputs, sample_of, any_size=True, legacy=False, starts_silent=True),
     "UNet2DConditionModel": Case(CONDITION_UNET, text_inputs, sample_of, any_size=True, legacy=False),
     "UNet2DModel": Case(UNET, unet_inputs, sample_of),
     "VQModel": Case({**CODEC, "num_vq_embeddings": 5}, image_inputs, quantised_sample_of),
@@ -301,7 +318,8 @@ def test_channels_last(name, grad):
     model, other = build(name), build(name).to(memory_format=torch.channels_last)
     with torch.set_grad_enabled(grad):
         expected = run(name, model)
-        x = CASES[name].inputs(2)["sample"].to(memory_format=torch.channels_last)
+        x = CASES[name].inputs(2)["sample"]
+        x = x.to(memory_format=torch.channels_last) if x.ndim == 4 else x
         torch.testing.assert_close(run(name, other, sample=x), expected, atol=1e-5, rtol=1e-4)
 
 

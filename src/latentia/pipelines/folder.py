@@ -35,6 +35,10 @@ LIBRARIES = {
     "ConvClassifier": "latentia",
     "LDMBertModel": "latent_diffusion",
     "LatentDiffusionPipeline": "latentia",
+    "ParameterAutoencoder": "latentia",
+    "ParameterDiffusionPipeline": "latentia",
+    "ParameterTemplate": "latentia",
+    "UNet1D": "latentia",
 }
 """Library under which a public class stands in an index, where it is not `diffusers`."""
 OWN_LIBRARIES = ("diffusers", "latentia")

@@ -1,0 +1,1 @@
+"""Rooms: what is unique to one paper, and only that."""

@@ -1,0 +1,201 @@
+"""Checkpoints: K networks of one architecture as vectors, and the base network that holds everything else."""
+
+import json
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentia.core import transaction
+from latentia.core.artifacts import load_state_dict, save_state_dict
+from latentia.core.files import read_json
+from latentia.core.weight_files import PICKLES
+from latentia.errors import ArtifactError, InputError, nearest
+from latentia.methods.pdiff.layout import ParameterLayout, StateDict, is_statistic
+
+STEM = "checkpoints"
+LAYOUT, META = "layout.json", "meta.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoints:
+    """K networks: their selected parameters as rows, the rest once.
+
+    Args:
+        layout: which tensors the vectors hold.
+        vectors: (K, D) float32, one row per network.
+        base: the whole state dict of the base network; what is not in the layout is taken from here.
+        meta: how they were made; anything that JSON holds.
+        own: name → (K, *shape): tensors outside of the layout that each network has for itself all the same, such as
+            the BatchNorm statistics of independently trained networks.
+
+    Raises `InputError` for shapes that do not fit together, `NonFiniteError` for a NaN or infinity in the vectors.
+    """
+
+    layout: ParameterLayout
+    vectors: torch.Tensor
+    base: StateDict
+    meta: dict[str, Any] = field(default_factory=dict)
+    own: StateDict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape, size = tuple(self.vectors.shape), self.layout.size
+        if len(shape) != 2 or shape[0] < 1 or shape[1] != size or self.vectors.dtype != torch.float32:
+            raise InputError(f"vectors must be (K, {size}) float32 with K at least 1, got {shape} {self.vectors.dtype}")
+        self.layout.check(self.base, "the base network")
+        self.layout.check_finite(self.vectors, "the checkpoints")
+        for name, stacked in self.own.items():
+            if name not in self.base or name in self.layout.names:
+                raise InputError(f"own tensor {name!r} must be one of the base network outside of the layout")
+            if tuple(stacked.shape) != (shape[0], *self.base[name].shape):
+                expected = (shape[0], *self.base[name].shape)
+                raise InputError(f"own tensor {name!r} must have shape {expected}, got {tuple(stacked.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def state_dict(self, i: int) -> StateDict:
+        """Everything network i needs for `load_state_dict`, in the base's dtypes; its tensors are its own."""
+        return self.overlay(self.vectors[i], {name: stacked[i] for name, stacked in self.own.items()})
+
+    def overlay(self, vector: torch.Tensor, own: Mapping[str, torch.Tensor] | None = None) -> StateDict:
+        """The base network's state dict with the tensors of any vector (D,), and of `own`, in place of its own."""
+        laid = {**self.layout.unflatten(vector), **(own or {})}
+        laid = {name: tensor for name, tensor in laid.items() if name in self.base}
+        clones: dict[int, torch.Tensor] = {}  # a tensor with two names stays one
+        state: StateDict = {}
+        for name, tensor in self.base.items():
+            source = laid.get(name, tensor)
+            if id(source) not in clones:
+                clones[id(source)] = source.detach().to(tensor.dtype, copy=True).contiguous()
+            state[name] = clones[id(source)]
+        return state
+
+    def select(self, rows: Sequence[int] | slice | torch.Tensor) -> "Checkpoints":
+        """The networks at `rows` (indices, a slice, or a mask), in that order."""
+        if not isinstance(rows, slice):
+            rows = torch.as_tensor(rows)
+            if rows.dtype != torch.bool:
+                bad = rows[(rows < -len(self)) | (rows >= len(self))]
+                if bad.numel():
+                    raise InputError(f"there is no checkpoint {int(bad[0])}: there are {len(self)}")
+                rows = rows.long()
+        own = {name: stacked[rows] for name, stacked in self.own.items()}
+        return Checkpoints(self.layout, self.vectors[rows], self.base, dict(self.meta), own)
+
+    def save(self, folder: Path | str) -> None:
+        """Write `checkpoints.safetensors`, `layout.json` and `meta.json`, all or nothing."""
+        folder = Path(folder)
+        tensors = {"vectors": self.vectors}
+        tensors |= {f"base.{name}": tensor for name, tensor in self.base.items()}
+        tensors |= {f"own.{name}": tensor for name, tensor in self.own.items()}
+        texts = {LAYOUT: self.layout.to_json(), META: json.dumps(self.meta, indent=2, sort_keys=True) + "\n"}
+        save_state_dict(tensors, folder, stem=STEM, texts=texts)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Checkpoints":
+        """Read what `save` wrote; raises `ArtifactError` for a folder that is none, or whose layout is another's."""
+        folder = Path(folder)
+        layout = read_layout(folder / LAYOUT)
+        tensors = load_state_dict(folder, stem=STEM)
+        meta = read_json(transaction.current(folder / META))
+        if "vectors" not in tensors:
+            raise ArtifactError(f"{folder} holds no 'vectors': are these saved checkpoints?")
+        base, own = _under("base.", tensors), _under("own.", tensors)
+        try:
+            return cls(layout, tensors["vectors"], base, meta, own)
+        except InputError as error:
+            raise ArtifactError(f"{folder}: the files do not belong together: {error}") from None
+
+    @classmethod
+    def from_folder(cls, folder: Path | str, patterns: str | Sequence[str]) -> "Checkpoints":
+        """K networks from a folder of state-dict files, one each: `*.safetensors`, or pickles of tensors alone.
+
+        Files are taken in natural order (`step2` before `step10`); the first is the base. BatchNorm statistics, and
+        other floating-point buffers of that kind, are kept per network in `own`.
+
+        Warns when parameters that are not selected differ between the files: their values come from the first then.
+        Raises `InputError` when a file's names or shapes differ from the first file's, saying where they differ first,
+        `NonFiniteError` for a NaN or infinity, `ArtifactError` for an empty folder or a file that cannot be read.
+        """
+        files = state_files(Path(folder))
+        base = load_state_dict(files[0])
+        layout = ParameterLayout.select(base, patterns)
+        inside = {*layout.names, *layout.ties}
+        vectors = torch.empty(len(files), layout.size)
+        statistics: dict[str, list[torch.Tensor]] = {name: [] for name in base if is_statistic(name)}
+        differ: set[str] = set()
+        for i, file in enumerate(files):
+            state = load_state_dict(file) if i else base
+            check_same(base, state, files[0].name, file.name)
+            vectors[i] = layout.flatten(state, file.name)
+            for name, rows in statistics.items():
+                rows.append(state[name])
+            differ |= {
+                name
+                for name, tensor in state.items()
+                if name not in inside and name not in statistics and tensor.is_floating_point()
+                if name not in differ and not torch.equal(tensor, base[name])
+            }
+        if differ:
+            warnings.warn(
+                f"{len(differ)} parameters outside of the selection differ between the files, first {min(differ)!r}: "
+                f"they are taken from {files[0].name}; select them too, or the networks are not those of the files",
+                stacklevel=2,
+            )
+        own = {name: torch.stack(rows) for name, rows in statistics.items()}
+        meta = {"source": "folder", "files": [file.name for file in files], "differ": sorted(differ)}
+        return cls(layout, vectors, base, meta, own)
+
+
+def read_layout(path: Path) -> ParameterLayout:
+    """The layout in a file; raises `ArtifactError` when it is missing or none."""
+    try:
+        text = transaction.current(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ArtifactError(f"no {path.name} in {path.parent}: are these saved checkpoints?") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"could not read {path}: {error}") from None
+    return ParameterLayout.from_json(text, path)
+
+
+def state_files(folder: Path) -> list[Path]:
+    """The state-dict files of a folder in natural order; `ArtifactError` when there is none."""
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder} is not a folder: give the folder that holds one state-dict file per network")
+    endings = (".safetensors", *PICKLES)
+    files = [path for path in folder.iterdir() if path.suffix in endings and not path.name.startswith(".")]
+    if not files:
+        raise ArtifactError(f"{folder} holds no state dicts: expected files that end in {', '.join(endings)}")
+    return sorted(files, key=lambda path: list(_natural(path.name)))
+
+
+def check_same(
+    first: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor], first_name: str, other_name: str
+) -> None:
+    """Raise `InputError` unless two state dicts agree in names and shapes; tells the first that differs."""
+    for name, tensor in first.items():
+        shape = tuple(tensor.shape)
+        if name not in other:
+            match = nearest(name, other)
+            hint = f"; the nearest there is {match!r}" if match else ""
+            raise InputError(f"{other_name} differs from {first_name} first at {name!r} {shape}: it lacks it{hint}")
+        if tuple(other[name].shape) != shape:
+            found = tuple(other[name].shape)
+            raise InputError(f"{other_name} differs from {first_name} first at {name!r}: {found} against {shape}")
+    for name in other:
+        if name not in first:
+            raise InputError(f"{other_name} differs from {first_name} first at {name!r}, which {first_name} lacks")
+
+
+def _natural(name: str) -> Iterator[tuple[int, int, str]]:
+    for part in re.findall(r"\d+|\D+", name):
+        yield (0, int(part), "") if part.isdigit() else (1, 0, part)
+
+
+def _under(prefix: str, tensors: StateDict) -> StateDict:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

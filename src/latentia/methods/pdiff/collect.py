@@ -1,0 +1,353 @@
+"""Collecting checkpoints: K along one training run, or one from each of K seeds; written as they come, resumable."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from latentia.core import transaction
+from latentia.core.arguments import check_count
+from latentia.core.artifacts import load_state_dict, save_state_dict
+from latentia.core.files import read_json, write_text_atomic
+from latentia.core.rng import derive_seed
+from latentia.errors import InputError, NonFiniteError, TrainingError, check_choice
+from latentia.methods.pdiff.checkpoints import META, Checkpoints
+from latentia.methods.pdiff.layout import ParameterLayout, StateDict
+from latentia.methods.pdiff.many import Fit, Images, batch_rows, new_network, train_one_by_one, train_together
+
+Build = Callable[[], nn.Module]
+Progress = Callable[[int, int], None]
+"""Called with (done, total); what it raises stops the run, which goes on from its last save when called again."""
+
+UNFINISHED, RUN = "unfinished", "run.json"
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One training run and K checkpoints at its end.
+
+    Args:
+        main: training of the whole network; 0 epochs takes it as `build` makes it (a pretrained one).
+        collect: training of the selected parameters, the rest frozen, under a new optimizer; its `epochs` are not
+            read (it lasts until there are K) and its rate stays at `lr`.
+        skip: first steps that are not saved.
+        every: steps from one checkpoint to the next.
+        batch_norm: mode of the BatchNorm layers while collecting, `train` (batch statistics) or `eval` (those of the
+            main run). The base keeps the main run's running statistics in both.
+    """
+
+    main: Fit
+    collect: Fit
+    skip: int = 0
+    every: int = 1
+    batch_norm: str = "train"
+
+    def __post_init__(self) -> None:
+        check_choice("batch_norm", self.batch_norm, ("train", "eval"))
+        check_count("skip", self.skip, least=0)
+        check_count("every", self.every)
+
+
+PRESETS: Mapping[str, Trajectory] = MappingProxyType(
+    {
+        "sgd": Trajectory(
+            main=Fit("sgd", lr=0.1, epochs=30, batch_size=64, weight_decay=5e-4, schedule="thirds"),
+            collect=Fit("sgd", lr=1e-4, batch_size=64, weight_decay=5e-4, schedule="constant"),
+        ),
+        "adamw": Trajectory(
+            main=Fit("adamw", lr=5e-4, epochs=10, batch_size=128, weight_decay=5e-4, schedule="cosine"),
+            collect=Fit("adamw", lr=0.03, batch_size=128, weight_decay=5e-4, schedule="constant"),
+            skip=1,
+        ),
+    }
+)
+"""`sgd`: the article's way with its first code's values (CIFAR-100 ResNet-18; rate 0.1 cut to 1e-4, then the last two
+BatchNorm layers alone at that residual rate; saved densely; that code saved once an epoch: `every=steps_per_epoch`).
+`adamw`: the later edition's (constant rate 0.03 on norm layers, a checkpoint every step from the second on)."""
+
+
+def train_trajectory(
+    build: Build,
+    data: Images,
+    patterns: str | Sequence[str],
+    K: int = 200,
+    settings: Trajectory | str = "sgd",
+    *,
+    seed: int = 0,
+    folder: Path | str | None = None,
+    save_every: int = 100,
+    progress: Progress | None = None,
+) -> Checkpoints:
+    """Train a network, freeze all but the selected parameters, go on and keep K checkpoints of them.
+
+    Args:
+        build: makes the network from torch's global generator, which is seeded before.
+        data: images (N, ...) and labels (N,); the device they lie on is used.
+        patterns: which parameters (`ParameterLayout.select`).
+        K: number of checkpoints.
+        settings: a `Trajectory` or the name of one in `PRESETS`.
+        seed: of the initialisation, the data order and dropout.
+        folder: where to write; a run that was stopped there goes on exactly, a finished one is only read.
+        save_every: steps between writes of what a stopped run needs.
+        progress: called after every step.
+
+    Raises `NonFiniteError` when the weights diverge, `TrainingError` when `folder` holds a run with other values.
+    """
+    if isinstance(settings, str):
+        check_choice("preset", settings, PRESETS)
+        settings = PRESETS[settings]
+    check_count("K", K)
+    _check_data(data)
+    network = new_network(build, seed).to(data[0].device)
+    layout = ParameterLayout.select(network, patterns)
+    identity = {"kind": "trajectory", "K": K, "seed": seed, "settings": asdict(settings)}
+    place = _Place(folder, identity | _digests(network, layout, data))
+    if place.finished():
+        return Checkpoints.load(place.folder)
+    run = _Run(network, layout, data, settings, K, seed)
+    run.restore(place)
+    total = run.main_steps + run.collect_steps
+    while run.step < total:
+        run.advance()
+        if run.step % save_every == 0 or run.step == total:
+            run.store(place)
+        if progress is not None:
+            progress(run.step, total)
+    return place.finish(layout, torch.stack(run.rows), run.base)
+
+
+def train_seeds(
+    build: Build,
+    data: Images,
+    patterns: str | Sequence[str] = "*",
+    seeds: int | Sequence[int] = 200,
+    fit: Fit | None = None,
+    *,
+    vectorised: bool = True,
+    chunk: int = 50,
+    init_seed: int | None = None,
+    folder: Path | str | None = None,
+    progress: Progress | None = None,
+) -> Checkpoints:
+    """Train one network from each seed, `chunk` of them at once; the selected parameters of each are a row.
+
+    What is not selected, BatchNorm statistics above all, is kept per network in `Checkpoints.own`; the base is the
+    first network. A network's result does not depend on the others.
+
+    Args:
+        build, data, patterns, folder, progress: as for `train_trajectory`; `progress` counts networks.
+        seeds: their number (0, 1, …) or the seeds themselves.
+        fit: how each is trained.
+        vectorised: False trains one after the other: the control.
+        chunk: networks at once; also the unit that is written, and repeated by a run that was stopped within it.
+        init_seed: one initialisation for all, so that only the data order differs; None: each from its own seed.
+
+    Raises `NonFiniteError` naming a seed that diverged, `TrainingError` when `folder` holds a run with other values.
+    """
+    seeds = list(range(check_count("seeds", seeds))) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise InputError(f"give at least one seed, each once, got {seeds[:8]}")
+    check_count("chunk", chunk)
+    _check_data(data)
+    fit = fit or Fit()
+    device = data[0].device
+    network = new_network(build, seeds[0]).to(device)
+    layout = ParameterLayout.select(network, patterns)
+    identity = {"kind": "seeds", "seeds": seeds, "fit": asdict(fit), "chunk": chunk, "init_seed": init_seed}
+    place = _Place(folder, identity | {"vectorised": vectorised} | _digests(network, layout, data))
+    if place.finished():
+        return Checkpoints.load(place.folder)
+    train = train_together if vectorised else train_one_by_one
+    parts: list[StateDict] = []
+    for number, at in enumerate(range(0, len(seeds), chunk)):
+        some = seeds[at : at + chunk]
+        part = place.read(f"part-{number:05d}")
+        if part is None:
+            starts = [new_network(build, s if init_seed is None else init_seed).to(device).state_dict() for s in some]
+            part = {name: tensor.cpu() for name, tensor in train(network, starts, some, data, fit).items()}
+            _check_finite(part, some)
+            place.write(f"part-{number:05d}", part)
+        parts.append(part)
+        if progress is not None:
+            progress(min(at + chunk, len(seeds)), len(seeds))
+    stacked = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    vectors = torch.cat([stacked[name].flatten(1).float() for name in layout.names], 1)
+    inside = {*layout.names, *layout.ties}
+    own = {name: tensor for name, tensor in stacked.items() if name not in inside}
+    return place.finish(layout, vectors, {name: tensor[0].clone() for name, tensor in stacked.items()}, own)
+
+
+class _Run:
+    """The state of one trajectory: everything the next step reads. A step is a function of it and of the seed."""
+
+    def __init__(
+        self, network: nn.Module, layout: ParameterLayout, data: Images, settings: Trajectory, K: int, seed: int
+    ) -> None:
+        self.network, self.layout, self.data, self.settings, self.seed = network, layout, data, settings, seed
+        self.main_steps = settings.main.epochs * settings.main.steps_per_epoch(len(data[0]))
+        self.collect_steps = settings.skip + 1 + (K - 1) * settings.every
+        self.step = 0
+        self.rows: list[torch.Tensor] = []
+        self.base: StateDict = {}
+        self.optimizer = settings.main.build([p for p in network.parameters() if p.requires_grad])
+        if self.main_steps == 0:
+            self.freeze()
+
+    def freeze(self) -> None:
+        """From the main run to collecting: the base is taken, the rest stands still, the optimizer is new."""
+        self.base = {name: tensor.cpu().clone() for name, tensor in self.network.state_dict().items()}
+        names = {*self.layout.names, *self.layout.ties}
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(name in names)
+        for module in self.network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train(self.settings.batch_norm == "train")
+        selected = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self.optimizer = self.settings.collect.build(selected)
+
+    def advance(self) -> None:
+        """One step, and its checkpoint when one is due."""
+        collecting = self.step >= self.main_steps
+        fit = self.settings.collect if collecting else self.settings.main
+        at = self.step - self.main_steps if collecting else self.step
+        x, y = self.data
+        phase = derive_seed("trajectory", self.seed, int(collecting))
+        rows = batch_rows(phase, at, len(x), fit.batch_size).to(x.device)
+        torch.manual_seed(derive_seed("step", self.seed, self.step))  # for dropout
+        self.optimizer.param_groups[0]["lr"] = fit.lr if collecting else fit.rate(at, self.main_steps)
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.network(x[rows]), y[rows]).backward()
+        self.optimizer.step()
+        self.step += 1
+        if collecting and at >= self.settings.skip and (at - self.settings.skip) % self.settings.every == 0:
+            self.rows.append(self.layout.flatten(self.network, f"the network after step {self.step}"))
+        if self.step == self.main_steps:
+            self.layout.flatten(self.network, "the trained network")
+            self.freeze()
+
+    def store(self, place: "_Place") -> None:
+        """Write what `restore` reads."""
+        tensors: StateDict = {f"net.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        for index, entries in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"opt.{index}.{key}": value for key, value in entries.items() if value is not None}
+        tensors |= {f"base.{name}": tensor for name, tensor in self.base.items()}
+        if self.rows:
+            tensors["rows"] = torch.stack(self.rows)
+        tensors["step"] = torch.tensor(self.step)
+        place.write("trajectory", tensors)
+
+    def restore(self, place: "_Place") -> None:
+        """Go on where a stopped run was last written, if one was."""
+        tensors = place.read("trajectory")
+        if tensors is None:
+            return
+        self.network.load_state_dict(_under("net.", tensors))
+        self.step = int(tensors["step"])
+        if self.step >= self.main_steps:
+            self.freeze()
+            self.base = _under("base.", tensors)
+        entries: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in _under("opt.", tensors).items():
+            index, _, key = name.partition(".")
+            entries.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
+        self.rows = list(tensors["rows"]) if "rows" in tensors else []
+
+
+@dataclass
+class _Place:
+    """The folder of a run: what is unfinished below it, what is finished in it. Without a folder nothing is written."""
+
+    path: Path | str | None
+    identity: dict[str, Any]
+    folder: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.identity = json.loads(json.dumps(self.identity))  # tuples as lists, as they are read back
+        if self.path is None:
+            return
+        self.folder = Path(self.path)
+        known = self.folder / UNFINISHED / RUN
+        if known.exists():
+            self._check(read_json(known))
+        elif not self.finished():
+            write_text_atomic(known, json.dumps(self.identity, indent=2) + "\n")
+
+    def finished(self) -> bool:
+        """Whether the folder holds this run's checkpoints."""
+        if self.path is None or not transaction.current(self.folder / META).exists():
+            return False
+        self._check(read_json(transaction.current(self.folder / META)))
+        return True
+
+    def read(self, stem: str) -> StateDict | None:
+        """Tensors written before, or None."""
+        if self.path is None or not (self.folder / UNFINISHED / f"{stem}.safetensors").exists():
+            return None
+        return load_state_dict(self.folder / UNFINISHED / f"{stem}.safetensors")
+
+    def write(self, stem: str, tensors: StateDict) -> None:
+        """Write tensors, whole or not at all."""
+        if self.path is not None:
+            save_state_dict(tensors, self.folder / UNFINISHED, stem=stem, max_shard_size="1000TB")
+
+    def finish(
+        self, layout: ParameterLayout, vectors: torch.Tensor, base: StateDict, own: StateDict | None = None
+    ) -> Checkpoints:
+        """The checkpoints, saved; what was unfinished goes."""
+        checkpoints = Checkpoints(layout, vectors, base, self.identity, own or {})
+        if self.path is not None:
+            checkpoints.save(self.folder)
+            shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)
+        return checkpoints
+
+    def _check(self, found: Mapping[str, Any]) -> None:
+        for key, value in self.identity.items():
+            if found.get(key) != value:
+                shown = f"{key} = {found.get(key)!r} there, {value!r} here"
+                raise TrainingError(
+                    f"{self.folder} holds checkpoints that were collected otherwise ({shown[:300]}): "
+                    "choose another folder, or the same values"
+                )
+
+
+def _digests(network: nn.Module, layout: ParameterLayout, data: Images) -> dict[str, str]:
+    """What a run was made of: its network, its selection and its data."""
+    shapes = [(name, tuple(tensor.shape)) for name, tensor in network.state_dict().items()]
+    images = hashlib.blake2b(digest_size=8)
+    for tensor in data:
+        images.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return {
+        "network": type(network).__name__ + " " + hashlib.blake2b(repr(shapes).encode(), digest_size=8).hexdigest(),
+        "layout": hashlib.blake2b(layout.to_json().encode(), digest_size=8).hexdigest(),
+        "data": images.hexdigest(),
+    }
+
+
+def _check_data(data: Images) -> None:
+    x, y = data
+    if len(x) == 0 or y.shape != x.shape[:1] or y.dtype != torch.int64:
+        raise InputError(
+            f"give images (N, ...) and labels (N,) int64, got {tuple(x.shape)}, {tuple(y.shape)} {y.dtype}"
+        )
+    if not torch.isfinite(x).all():
+        raise NonFiniteError("the images hold a NaN or infinity: leave them out")
+
+
+def _check_finite(stacked: StateDict, seeds: Sequence[int]) -> None:
+    for name, tensor in stacked.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            row = int((~torch.isfinite(tensor)).flatten(1).any(1).nonzero()[0])
+            raise NonFiniteError(f"the network of seed {seeds[row]} diverged ({name!r}): lower the learning rate")
+
+
+def _under(prefix: str, tensors: StateDict) -> StateDict:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
