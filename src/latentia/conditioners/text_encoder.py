@@ -1,6 +1,7 @@
 """What our text encoders share: the folder format of transformers, attention between tokens, checks of token ids."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from latentia.core.config import FrozenConfig
 from latentia.core.model import ModelMixin
 from latentia.core.outputs import Output
 from latentia.errors import ArtifactError, InputError
@@ -55,6 +57,13 @@ class TextEncoder(GradientCheckpointing, ModelMixin):
             )
         recorded = cls.own_config(recorded)
         return {k: v for k, v in recorded.items() if k in cls.config_arguments() or k == "_class_name"}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **options: Any) -> Any:
+        """See `ConfigMixin.from_config`; what `config_to_save` adds for transformers is no argument."""
+        if not isinstance(config, FrozenConfig):
+            config = {k: v for k, v in config.items() if k not in ("architectures", "model_type")}
+        return super().from_config(config, **options)
 
     @classmethod
     def own_config(cls, recorded: dict[str, Any]) -> dict[str, Any]:

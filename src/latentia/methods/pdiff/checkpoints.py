@@ -3,15 +3,16 @@
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from latentia.core import transaction
-from latentia.core.artifacts import load_state_dict, save_state_dict
+from latentia.core.artifacts import load_state_dict, save_state_dict, untie
 from latentia.core.files import read_json
 from latentia.core.weight_files import PICKLES
 from latentia.errors import ArtifactError, InputError, nearest
@@ -105,7 +106,7 @@ class Checkpoints:
         meta = read_json(transaction.current(folder / META))
         if "vectors" not in tensors:
             raise ArtifactError(f"{folder} holds no 'vectors': are these saved checkpoints?")
-        base, own = _under("base.", tensors), _under("own.", tensors)
+        base, own = under("base.", tensors), under("own.", tensors)
         try:
             return cls(layout, tensors["vectors"], base, meta, own)
         except InputError as error:
@@ -115,41 +116,63 @@ class Checkpoints:
     def from_folder(cls, folder: Path | str, patterns: str | Sequence[str]) -> "Checkpoints":
         """K networks from a folder of state-dict files, one each: `*.safetensors`, or pickles of tensors alone.
 
-        Files are taken in natural order (`step2` before `step10`); the first is the base. BatchNorm statistics, and
-        other floating-point buffers of that kind, are kept per network in `own`.
-
-        Warns when parameters that are not selected differ between the files: their values come from the first then.
-        Raises `InputError` when a file's names or shapes differ from the first file's, saying where they differ first,
-        `NonFiniteError` for a NaN or infinity, `ArtifactError` for an empty folder or a file that cannot be read.
+        Files are taken in natural order (`step2` before `step10`), as `from_states` takes states. Raises
+        `ArtifactError` for an empty folder or a file that cannot be read, and what `from_states` raises.
         """
         files = state_files(Path(folder))
-        base = load_state_dict(files[0])
-        layout = ParameterLayout.select(base, patterns)
-        inside = {*layout.names, *layout.ties}
-        vectors = torch.empty(len(files), layout.size)
-        statistics: dict[str, list[torch.Tensor]] = {name: [] for name in base if is_statistic(name)}
+        names = [file.name for file in files]
+        return cls.from_states(map(load_state_dict, files), patterns, names, {"source": "folder", "files": names})
+
+    @classmethod
+    def from_states(
+        cls,
+        states: Iterable[Mapping[str, torch.Tensor] | nn.Module],
+        patterns: str | Sequence[str],
+        names: Sequence[str] | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> "Checkpoints":
+        """K networks from their state dicts, such as a training function yields: each is read before the next is asked.
+
+        The first is the base. BatchNorm statistics and counters that differ are kept per network in `own`.
+
+        Args:
+            states: state dicts, or one network again and again while it trains.
+            patterns: which parameters (`ParameterLayout.select`).
+            names: what messages call the states; default `network 0`, ….
+            meta: recorded with the checkpoints.
+
+        Warns when parameters that are not selected differ between the states: their values come from the first then.
+        Raises `InputError` when the names or shapes of a state differ from the first's, saying where they differ first,
+        `NonFiniteError` for a NaN or infinity.
+        """
+        rows: list[torch.Tensor] = []
+        base: StateDict = {}
+        own: dict[str, list[torch.Tensor]] = {}
         differ: set[str] = set()
-        for i, file in enumerate(files):
-            state = load_state_dict(file) if i else base
-            check_same(base, state, files[0].name, file.name)
-            vectors[i] = layout.flatten(state, file.name)
-            for name, rows in statistics.items():
-                rows.append(state[name])
-            differ |= {
-                name
-                for name, tensor in state.items()
-                if name not in inside and name not in statistics and tensor.is_floating_point()
-                if name not in differ and not torch.equal(tensor, base[name])
-            }
+        for i, source in enumerate(states):
+            state = source.state_dict() if isinstance(source, nn.Module) else source
+            name = names[i] if names else f"network {i}"
+            if not rows:
+                first, layout = name, ParameterLayout.select(source, patterns)
+                base = _cloned(state)
+                outside = set(base) - {*layout.names, *layout.ties}
+                own = {key: [] for key in base if key in outside and _is_own(key, base[key])}
+            check_same(base, state, first, name)
+            rows.append(layout.flatten(state, name))
+            for key, stack in own.items():
+                stack.append(state[key].detach().cpu().clone())
+            others = (key for key in outside - differ if key not in own)
+            differ.update(key for key in others if not torch.equal(state[key].cpu(), base[key]))
+        if not rows:
+            raise InputError("there are no states: give at least one network")
         if differ:
             warnings.warn(
-                f"{len(differ)} parameters outside of the selection differ between the files, first {min(differ)!r}: "
-                f"they are taken from {files[0].name}; select them too, or the networks are not those of the files",
+                f"{len(differ)} parameters outside of the selection differ between the networks, first "
+                f"{min(differ)!r}: they are taken from {first}; select them too, or these are other networks",
                 stacklevel=2,
             )
-        own = {name: torch.stack(rows) for name, rows in statistics.items()}
-        meta = {"source": "folder", "files": [file.name for file in files], "differ": sorted(differ)}
-        return cls(layout, vectors, base, meta, own)
+        kept = {key: torch.stack(stack) for key, stack in own.items() if any(not t.equal(stack[0]) for t in stack)}
+        return cls(layout, torch.stack(rows), base, {**(meta or {}), "differ": sorted(differ)}, kept)
 
 
 def read_layout(path: Path) -> ParameterLayout:
@@ -192,10 +215,22 @@ def check_same(
             raise InputError(f"{other_name} differs from {first_name} first at {name!r}, which {first_name} lacks")
 
 
+def _is_own(name: str, tensor: torch.Tensor) -> bool:
+    return is_statistic(name) or not tensor.is_floating_point()
+
+
+def _cloned(state: Mapping[str, torch.Tensor]) -> StateDict:
+    """The state on the CPU in memory of its own; a tensor with two names stays one."""
+    tensors, ties = untie(state)
+    clones = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    return {name: clones[ties.get(name, name)] for name in state}
+
+
 def _natural(name: str) -> Iterator[tuple[int, int, str]]:
     for part in re.findall(r"\d+|\D+", name):
         yield (0, int(part), "") if part.isdigit() else (1, 0, part)
 
 
-def _under(prefix: str, tensors: StateDict) -> StateDict:
+def under(prefix: str, tensors: StateDict) -> StateDict:
+    """The tensors whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

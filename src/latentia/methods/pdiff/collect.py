@@ -19,9 +19,19 @@ from latentia.core.artifacts import load_state_dict, save_state_dict
 from latentia.core.files import read_json, write_text_atomic
 from latentia.core.rng import derive_seed
 from latentia.errors import InputError, NonFiniteError, TrainingError, check_choice
-from latentia.methods.pdiff.checkpoints import META, Checkpoints
+from latentia.methods.pdiff.checkpoints import META, Checkpoints, under
 from latentia.methods.pdiff.layout import ParameterLayout, StateDict
-from latentia.methods.pdiff.many import Fit, Images, batch_rows, new_network, train_one_by_one, train_together
+from latentia.methods.pdiff.many import (
+    Fit,
+    Images,
+    Loss,
+    batch_rows,
+    fork_rng,
+    loss_name,
+    new_network,
+    train_one_by_one,
+    train_together,
+)
 
 Build = Callable[[], nn.Module]
 Progress = Callable[[int, int], None]
@@ -82,6 +92,7 @@ def train_trajectory(
     settings: Trajectory | str = "sgd",
     *,
     seed: int = 0,
+    loss: Loss = F.cross_entropy,
     folder: Path | str | None = None,
     save_every: int = 100,
     progress: Progress | None = None,
@@ -95,6 +106,7 @@ def train_trajectory(
         K: number of checkpoints.
         settings: a `Trajectory` or the name of one in `PRESETS`.
         seed: of the initialisation, the data order and dropout.
+        loss: logits (B, classes), labels (B,) → the mean to minimise.
         folder: where to write; a run that was stopped there goes on exactly, a finished one is only read.
         save_every: steps between writes of what a stopped run needs.
         progress: called after every step.
@@ -109,14 +121,16 @@ def train_trajectory(
     network = new_network(build, seed).to(data[0].device)
     layout = ParameterLayout.select(network, patterns)
     identity = {"kind": "trajectory", "K": K, "seed": seed, "settings": asdict(settings)}
+    identity["loss"] = loss_name(loss)
     place = _Place(folder, identity | _digests(network, layout, data))
     if place.finished():
         return Checkpoints.load(place.folder)
-    run = _Run(network, layout, data, settings, K, seed)
+    run = _Run(network, layout, data, settings, K, seed, loss)
     run.restore(place)
     total = run.main_steps + run.collect_steps
     while run.step < total:
-        run.advance()
+        with fork_rng(data[0].device):
+            run.advance()
         if run.step % save_every == 0 or run.step == total:
             run.store(place)
         if progress is not None:
@@ -134,6 +148,7 @@ def train_seeds(
     vectorised: bool = True,
     chunk: int = 50,
     init_seed: int | None = None,
+    loss: Loss = F.cross_entropy,
     folder: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Checkpoints:
@@ -143,7 +158,7 @@ def train_seeds(
     first network. A network's result does not depend on the others.
 
     Args:
-        build, data, patterns, folder, progress: as for `train_trajectory`; `progress` counts networks.
+        build, data, patterns, loss, folder, progress: as for `train_trajectory`; `progress` counts networks.
         seeds: their number (0, 1, …) or the seeds themselves.
         fit: how each is trained.
         vectorised: False trains one after the other: the control.
@@ -162,7 +177,9 @@ def train_seeds(
     network = new_network(build, seeds[0]).to(device)
     layout = ParameterLayout.select(network, patterns)
     identity = {"kind": "seeds", "seeds": seeds, "fit": asdict(fit), "chunk": chunk, "init_seed": init_seed}
-    place = _Place(folder, identity | {"vectorised": vectorised} | _digests(network, layout, data))
+    place = _Place(
+        folder, identity | {"vectorised": vectorised, "loss": loss_name(loss)} | _digests(network, layout, data)
+    )
     if place.finished():
         return Checkpoints.load(place.folder)
     train = train_together if vectorised else train_one_by_one
@@ -172,7 +189,10 @@ def train_seeds(
         part = place.read(f"part-{number:05d}")
         if part is None:
             starts = [new_network(build, s if init_seed is None else init_seed).to(device).state_dict() for s in some]
-            part = {name: tensor.cpu() for name, tensor in train(network, starts, some, data, fit).items()}
+            with fork_rng(device):
+                torch.manual_seed(derive_seed("together", *some))  # for dropout
+                trained = train(network, starts, some, data, fit, loss)
+            part = {name: tensor.cpu() for name, tensor in trained.items()}
             _check_finite(part, some)
             place.write(f"part-{number:05d}", part)
         parts.append(part)
@@ -189,9 +209,17 @@ class _Run:
     """The state of one trajectory: everything the next step reads. A step is a function of it and of the seed."""
 
     def __init__(
-        self, network: nn.Module, layout: ParameterLayout, data: Images, settings: Trajectory, K: int, seed: int
+        self,
+        network: nn.Module,
+        layout: ParameterLayout,
+        data: Images,
+        settings: Trajectory,
+        K: int,
+        seed: int,
+        loss: Loss,
     ) -> None:
-        self.network, self.layout, self.data, self.settings, self.seed = network, layout, data, settings, seed
+        self.network, self.layout, self.data = network, layout, data
+        self.settings, self.seed, self.loss = settings, seed, loss
         self.main_steps = settings.main.epochs * settings.main.steps_per_epoch(len(data[0]))
         self.collect_steps = settings.skip + 1 + (K - 1) * settings.every
         self.step = 0
@@ -224,7 +252,7 @@ class _Run:
         torch.manual_seed(derive_seed("step", self.seed, self.step))  # for dropout
         self.optimizer.param_groups[0]["lr"] = fit.lr if collecting else fit.rate(at, self.main_steps)
         self.optimizer.zero_grad()
-        F.cross_entropy(self.network(x[rows]), y[rows]).backward()
+        self.loss(self.network(x[rows]), y[rows]).backward()
         self.optimizer.step()
         self.step += 1
         if collecting and at >= self.settings.skip and (at - self.settings.skip) % self.settings.every == 0:
@@ -249,13 +277,13 @@ class _Run:
         tensors = place.read("trajectory")
         if tensors is None:
             return
-        self.network.load_state_dict(_under("net.", tensors))
+        self.network.load_state_dict(under("net.", tensors))
         self.step = int(tensors["step"])
         if self.step >= self.main_steps:
             self.freeze()
-            self.base = _under("base.", tensors)
+            self.base = under("base.", tensors)
         entries: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in _under("opt.", tensors).items():
+        for name, tensor in under("opt.", tensors).items():
             index, _, key = name.partition(".")
             entries.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
@@ -347,7 +375,3 @@ def _check_finite(stacked: StateDict, seeds: Sequence[int]) -> None:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             row = int((~torch.isfinite(tensor)).flatten(1).any(1).nonzero()[0])
             raise NonFiniteError(f"the network of seed {seeds[row]} diverged ({name!r}): lower the learning rate")
-
-
-def _under(prefix: str, tensors: StateDict) -> StateDict:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

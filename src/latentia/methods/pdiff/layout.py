@@ -156,9 +156,9 @@ class ParameterLayout:
             bad = int((~torch.isfinite(rows[row, where])).sum())
             if bad:
                 which = f"row {row} of {what}" if vectors.ndim == 2 else what
-                total = where.stop - where.start
                 raise NonFiniteError(
-                    f"{which} has {bad:,} NaN or infinite of {total:,} numbers in {name!r}: leave it out"
+                    f"{which} has a NaN or infinity in {name!r} ({bad:,} of {where.stop - where.start:,} numbers): "
+                    "leave it out"
                 )
 
     def to_json(self) -> str:

@@ -6,6 +6,7 @@ own initialisation and order of the data, take each step together, so this loop 
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -21,13 +22,16 @@ from latentia.methods.pdiff.layout import StateDict
 Images = tuple[torch.Tensor, torch.Tensor]
 """x (N, ...) and labels (N,) int64."""
 
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Logits (B, classes) and labels (B,) → the mean to minimise; cross-entropy by default."""
+
 SCHEDULES = ("constant", "cosine", "thirds")
 OPTIMIZERS = ("sgd", "adamw")
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a network is trained by cross-entropy.
+    """How a network is trained.
 
     Args:
         optimizer: `sgd` (with `momentum`) or `adamw`.
@@ -86,13 +90,28 @@ def epoch_order(seed: int, epoch: int, count: int) -> torch.Tensor:
 
 def new_network(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     """The network that `build` makes from this seed, in training mode; torch's global generator stays as it is."""
-    with torch.random.fork_rng([]):
+    with fork_rng(torch.device("cpu")):
         torch.manual_seed(derive_seed("network", seed))
         return build().train()
 
 
+def fork_rng(device: torch.device) -> AbstractContextManager[None]:
+    """Leave the global generators of the CPU and of `device` as they were at the end of the block."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
+def loss_name(loss: Loss) -> str:
+    """What a run records of its loss."""
+    return str(getattr(loss, "__qualname__", type(loss).__name__))
+
+
 def train_together(
-    network: nn.Module, states: Sequence[StateDict], seeds: Sequence[int], data: Images, fit: Fit
+    network: nn.Module,
+    states: Sequence[StateDict],
+    seeds: Sequence[int],
+    data: Images,
+    fit: Fit,
+    loss: Loss = F.cross_entropy,
 ) -> StateDict:
     """Train S networks at once from their state dicts; returns the trained states, stacked (S, *shape).
 
@@ -109,10 +128,10 @@ def train_together(
     parameters = {name: tensor.requires_grad_() for name, tensor in stacked.items() if name in trainable}
     rest = {name: tensor for name, tensor in stacked.items() if name not in trainable}
 
-    def loss(parameters: StateDict, rest: StateDict, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(functional_call(network, (parameters, rest), (x,)), y)
+    def loss_of(parameters: StateDict, rest: StateDict, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return loss(functional_call(network, (parameters, rest), (x,)), y)
 
-    losses = vmap(loss, randomness="different")
+    losses = vmap(loss_of, randomness="different")
     optimizer = fit.build(list(parameters.values()))
     per_epoch = fit.steps_per_epoch(len(x))
     for epoch in range(fit.epochs):
@@ -127,7 +146,12 @@ def train_together(
 
 
 def train_one_by_one(
-    network: nn.Module, states: Sequence[StateDict], seeds: Sequence[int], data: Images, fit: Fit
+    network: nn.Module,
+    states: Sequence[StateDict],
+    seeds: Sequence[int],
+    data: Images,
+    fit: Fit,
+    loss: Loss = F.cross_entropy,
 ) -> StateDict:
     """What `train_together` does, one network after the other: the control of its results and its speed."""
     x, y = data
@@ -142,7 +166,7 @@ def train_one_by_one(
                 rows = order[at * fit.batch_size : (at + 1) * fit.batch_size]
                 optimizer.param_groups[0]["lr"] = fit.rate(epoch * per_epoch + at, fit.epochs * per_epoch)
                 optimizer.zero_grad()
-                F.cross_entropy(network(x[rows]), y[rows]).backward()
+                loss(network(x[rows]), y[rows]).backward()
                 optimizer.step()
         trained.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
     return {name: torch.stack([state[name] for state in trained]) for name in trained[0]}

@@ -138,7 +138,7 @@ def build(name: str, **sizes: object) -> nn.Module:
 def norm_layers(network: nn.Module) -> list[str]:
     """Paths of the affine normalisation layers in the order of the module tree: patterns for `ParameterLayout.select`.
 
-    `norm_layers(network)[-2:]` are the article's "last two BN layers"; norms of downsample paths are left out, as there.
+    `norm_layers(network)[-2:]` are the article's "last two BN layers"; norms of downsample paths are left out.
     """
     kinds = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
     return [
