@@ -15,6 +15,7 @@ ALL = (
     "pipeline_start",
     "pipeline_load",
     "pipeline_call",
+    "parameters",
     "gpu",
 )
 BY_NAME = ("full_size",)

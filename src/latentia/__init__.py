@@ -41,6 +41,8 @@ _HOME = {
     "ParameterAutoencoder": "methods.pdiff.autoencoder",
     "ParameterDiffusionPipeline": "methods.pdiff.pipeline",
     "ParameterTemplate": "methods.pdiff.template",
+    "ParameterTokenCodec": "methods.pdiff.token_codec",
+    "ParameterTokenTransformer": "methods.pdiff.tokens",
     "PipelineCallback": "pipelines.callbacks",
     "SchedulerMixin": "schedulers.scheduler",
     "StableDiffusionControlNetPipeline": "pipelines.controlnet",

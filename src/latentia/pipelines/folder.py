@@ -38,6 +38,8 @@ LIBRARIES = {
     "ParameterAutoencoder": "latentia",
     "ParameterDiffusionPipeline": "latentia",
     "ParameterTemplate": "latentia",
+    "ParameterTokenCodec": "latentia",
+    "ParameterTokenTransformer": "latentia",
     "UNet1D": "latentia",
 }
 """Library under which a public class stands in an index, where it is not `diffusers`."""
