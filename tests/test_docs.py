@@ -18,7 +18,8 @@ from latentia.recipes.samplers import SAMPLERS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted(DOCS.glob("*.md"))]
-LESSONS = [DOCS / f"{name}.md" for name in ("quickstart", "schedulers", "stable_diffusion", "training", "files", "metrics")]
+TAUGHT = ("quickstart", "schedulers", "stable_diffusion", "training", "files", "metrics", "parameters")
+LESSONS = [DOCS / f"{name}.md" for name in TAUGHT]
 
 
 def blocks(page: Path, language: str) -> list[str]:

@@ -20,6 +20,7 @@ from latentia.cli.evaluate import evaluate
 from latentia.cli.img2img import img2img
 from latentia.cli.info import info
 from latentia.cli.inpaint import inpaint
+from latentia.cli.params import params
 from latentia.cli.recipes import recipes
 from latentia.cli.sample import sample
 from latentia.cli.train import train
@@ -79,6 +80,7 @@ def main(
 
 for command in (demo, train, sample, img2img, inpaint, evaluate, recipes, info, convert):
     app.command()(command)
+app.add_typer(params)
 
 
 def run() -> None:

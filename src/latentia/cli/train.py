@@ -43,4 +43,4 @@ def train(
         quiet_processes(lambda: Console().print(plan_table(chosen.plan())))
         return
     saved = run.run_recipe(chosen, folder, resume=resume)
-    quiet_processes(lambda: typer.echo(f"saved {saved}; try: latentia sample {saved} --out samples.png"))
+    quiet_processes(lambda: typer.echo(f"saved {saved}; try: {chosen.next_command.format(pipeline=saved)}"))

@@ -60,6 +60,11 @@ def evaluate_pipeline(path: str | os.PathLike[str], data: str, request: Request,
     """
     with processes() as (rank, _):
         pipe = open_pipeline(path, request)
+        if not isinstance(pipe, ImagePipeline):
+            raise InputError(
+                f"a {type(pipe).__name__} draws what a text says, and has no classes to be judged by: "
+                "latentia train digits-text judges its own"
+            )
         pipe.set_progress_bar_config(disable=True if rank else None, desc="sampling", leave=False)
         labels = labels_of(pipe, request)
         # The ruler comes first: wrong data must not cost the pictures.

@@ -26,6 +26,7 @@ class FineTunePlan(Recipe):
     """Abstract: a base, pictures with captions, and the networks that run."""
 
     phase_name: ClassVar[str] = "unet"
+    next_command: ClassVar[str] = 'latentia sample {pipeline} --prompt "..." --out samples.png'
 
     base: str = Field(default=SHAPES_ONLY, description="pipeline folder, run, Hub id or checkpoint; sd-1.5: only sizes")
     variant: str | None = Field(default=None, description="tag of the base's weight files, such as fp16")

@@ -70,6 +70,9 @@ class Recipe(Value, ABC):
     runtime: ClassVar[frozenset[str]] = frozenset({"device", "save_every", "log_every", "preview_every"})
     """Fields that may differ when a run is resumed: they change no number of the result."""
 
+    next_command: ClassVar[str] = "latentia sample {pipeline} --out samples.png"
+    """What to try when the run is done."""
+
     name: str = Field(description="the recipe's name in the registry; not changeable", frozen=True)
     steps: PositiveInt = Field(description="optimizer steps of the main phase")
     batch_size: PositiveInt = Field(description="samples in one optimizer step, over all processes and accumulation")

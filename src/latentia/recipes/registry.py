@@ -12,9 +12,17 @@ _HOME = {
     "digits-ddpm": "digits_ddpm:digits_ddpm",
     "digits-demo": "demo:digits_demo",
     "digits-ldm": "digits_ldm:digits_ldm",
+    "digits-text": "digits_text:digits_text",
     "ldm-celebahq": "ldm_celebahq:ldm_celebahq",
     "ldm4-imagenet": "ldm_imagenet:ldm4_imagenet",
     "ldm8-imagenet": "ldm_imagenet:ldm8_imagenet",
+    "pdiff-digits": "pdiff_digits:pdiff_digits",
+    "pdiff-study": "pdiff_study:pdiff_study",
+    "sd-controlnet": "sd_controlnet:sd_controlnet",
+    "sd-dreambooth": "sd_dreambooth:sd_dreambooth",
+    "sd-finetune": "sd_finetune:sd_finetune",
+    "sd-inpaint": "sd_inpaint:sd_inpaint",
+    "sd-lora": "sd_lora:sd_lora",
 }
 
 

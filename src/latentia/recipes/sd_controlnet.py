@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 class ControlNetFineTune(FineTune):
     """A ControlNet beside the frozen UNet."""
 
+    next_command: ClassVar[str] = 'pipeline = latentia.DiffusionPipeline.from_pretrained("{pipeline}")'
+
     phase_name: ClassVar[str] = "controlnet"
 
     start: str | None = Field(default=None, description="folder of a ControlNet to go on with; none copies the UNet")

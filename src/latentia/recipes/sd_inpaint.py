@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 class InpaintFineTune(FineTune):
     """The whole UNet, which also sees a mask and what it leaves of the picture."""
+
+    next_command: ClassVar[str] = 'latentia inpaint {pipeline} picture.png mask.png --prompt "..." --out filled.png'
 
     cover: Fraction = Field(default=0.25, description="share of masks that cover everything")
 
