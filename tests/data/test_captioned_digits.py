@@ -92,7 +92,9 @@ def test_held_out_pairs_never_appear_but_their_mirrors_do():
 
 def test_templates_are_those_of_the_captions(training):
     for caption, template, shown in zip(training.captions, training.templates, training.digits.tolist()):
-        said = {phrase(template, shown, words, definite) for words in (True, False) for definite in (True, False)}
+        said = {
+            phrase(template, shown, words, definite).lower() for words in (True, False) for definite in (True, False)
+        }
         assert caption.rstrip(".").lower() in said
 
 

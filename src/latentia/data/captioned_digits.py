@@ -30,7 +30,20 @@ TRAINED_PAIRS = tuple(
     (left, right) for left in range(NUM_CLASSES) for right in range(NUM_CLASSES) if (left, right) not in HELD_OUT_PAIRS
 )
 
-OPENERS = ("", "draw ", "please draw ", "show me ", "this is ", "here is ", "a picture of ", "a drawing of ")
+OPENERS = (
+    "",
+    "draw ",
+    "please draw ",
+    "show me ",
+    "this is ",
+    "here: ",
+    "a picture of ",
+    "a drawing of ",
+    "write ",
+    "please write ",
+    "an image of ",
+    "I see ",
+)
 
 SINGLE = (
     "{left}",

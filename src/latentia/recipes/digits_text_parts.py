@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class TextEncoder(Value):
     """A tokenizer learnt from the captions and an `LDMBertModel` trained with the UNet."""
 
-    vocab_size: Annotated[int, Field(ge=400)] = Field(default=512, description="most tokens of the vocabulary")
+    vocab_size: Annotated[int, Field(ge=400)] = Field(default=560, description="most tokens of the vocabulary")
     length: Annotated[int, Field(ge=3)] = Field(default=18, description="tokens of a caption, both ends included")
     width: PositiveInt = Field(default=64, description="width of a token's vector")
     layers: PositiveInt = Field(default=2, description="transformer layers")
