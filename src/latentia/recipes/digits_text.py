@@ -208,10 +208,10 @@ def digits_text() -> DigitsText:
     """Text to image from scratch: captions of handwritten digits, one or two, at 16×32.
 
     Command: latentia train digits-text --out runs/digits-text
-    Cost:    about 330 CPU-seconds, 5 minutes on 2 CPU cores.
-    Expect:  on held-out phrasings with guidance 1.5 the digit asked for in 0.95 ± 0.03 of single digits, both and in
-             order in 0.98 ± 0.01 of pairs, 0.99 of pairs never trained on; real pictures score 0.98, shuffled captions
-             0.1 (pairs 0.01).
+    Cost:    about 330 CPU-seconds: 5 to 6 minutes on one core, fewer on two.
+    Expect:  on held-out phrasings with guidance 1.5 the digit asked for in 0.94 ± 0.03 of single digits, both and in
+             order in 0.97 ± 0.03 of pairs and 0.97 ± 0.04 of pairs never trained on (3 seeds); real pictures score
+             0.98, shuffled captions 0.1 (pairs 0.01).
     """
     return DigitsText(
         name="digits-text",
