@@ -122,20 +122,10 @@ def train_trajectory(
     layout = ParameterLayout.select(network, patterns)
     identity = {"kind": "trajectory", "K": K, "seed": seed, "settings": asdict(settings)}
     identity["loss"] = loss_name(loss)
-    place = _Place(folder, identity | _digests(network, layout, data))
+    place = Place(folder, identity | digests(network, layout) | {"data": _digest(data)})
     if place.finished():
         return Checkpoints.load(place.folder)
-    run = _Run(network, layout, data, settings, K, seed, loss)
-    run.restore(place)
-    total = run.main_steps + run.collect_steps
-    while run.step < total:
-        with fork_rng(data[0].device):
-            run.advance()
-        if run.step % save_every == 0 or run.step == total:
-            run.store(place)
-        if progress is not None:
-            progress(run.step, total)
-    return place.finish(layout, torch.stack(run.rows), run.base)
+    return TrajectoryRun(network, layout, data, settings, K, seed, loss).carry_out(place, save_every, progress)
 
 
 def train_seeds(
@@ -177,8 +167,11 @@ def train_seeds(
     network = new_network(build, seeds[0]).to(device)
     layout = ParameterLayout.select(network, patterns)
     identity = {"kind": "seeds", "seeds": seeds, "fit": asdict(fit), "chunk": chunk, "init_seed": init_seed}
-    place = _Place(
-        folder, identity | {"vectorised": vectorised, "loss": loss_name(loss)} | _digests(network, layout, data)
+    place = Place(
+        folder,
+        identity
+        | {"vectorised": vectorised, "loss": loss_name(loss), "data": _digest(data)}
+        | digests(network, layout),
     )
     if place.finished():
         return Checkpoints.load(place.folder)
@@ -205,7 +198,7 @@ def train_seeds(
     return place.finish(layout, vectors, {name: tensor[0].clone() for name, tensor in stacked.items()}, own)
 
 
-class _Run:
+class TrajectoryRun:
     """The state of one trajectory: everything the next step reads. A step is a function of it and of the seed."""
 
     def __init__(
@@ -220,7 +213,7 @@ class _Run:
     ) -> None:
         self.network, self.layout, self.data = network, layout, data
         self.settings, self.seed, self.loss = settings, seed, loss
-        self.main_steps = settings.main.epochs * settings.main.steps_per_epoch(len(data[0]))
+        self.main_steps = settings.main.epochs * settings.main.steps_per_epoch(self.count)
         self.collect_steps = settings.skip + 1 + (K - 1) * settings.every
         self.step = 0
         self.rows: list[torch.Tensor] = []
@@ -228,6 +221,42 @@ class _Run:
         self.optimizer = settings.main.build([p for p in network.parameters() if p.requires_grad])
         if self.main_steps == 0:
             self.freeze()
+
+    @property
+    def count(self) -> int:
+        """Images that are trained on."""
+        return len(self.data[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.data[0].device
+
+    def carry_out(self, place: "Place", save_every: int, progress: Progress | None = None) -> Checkpoints:
+        """All steps that are left, from the last save on; the checkpoints."""
+        self.restore(place)
+        total = self.main_steps + self.collect_steps
+        while self.step < total:
+            with fork_rng(self.device):
+                self.advance()
+            if self.step % save_every == 0 or self.step == total:
+                self.store(place)
+            if progress is not None:
+                progress(self.step, total)
+        return place.finish(self.layout, torch.stack(self.rows), self.base)
+
+    def rows_at(self, step: int) -> tuple[Fit, torch.Tensor]:
+        """How step `step` is trained, and the images it sees (B,)."""
+        collecting = step >= self.main_steps
+        fit = self.settings.collect if collecting else self.settings.main
+        at = step - self.main_steps if collecting else step
+        return fit, batch_rows(derive_seed("trajectory", self.seed, int(collecting)), at, self.count, fit.batch_size)
+
+    def loss_at(self, rows: torch.Tensor) -> torch.Tensor:
+        """The loss on the images `rows` of this step, with its graph."""
+        x, y = self.data
+        rows = rows.to(x.device)
+        return self.loss(self.network(x[rows]), y[rows])
 
     def freeze(self) -> None:
         """From the main run to collecting: the base is taken, the rest stands still, the optimizer is new."""
@@ -244,15 +273,12 @@ class _Run:
     def advance(self) -> None:
         """One step, and its checkpoint when one is due."""
         collecting = self.step >= self.main_steps
-        fit = self.settings.collect if collecting else self.settings.main
         at = self.step - self.main_steps if collecting else self.step
-        x, y = self.data
-        phase = derive_seed("trajectory", self.seed, int(collecting))
-        rows = batch_rows(phase, at, len(x), fit.batch_size).to(x.device)
+        fit, rows = self.rows_at(self.step)
         torch.manual_seed(derive_seed("step", self.seed, self.step))  # for dropout
         self.optimizer.param_groups[0]["lr"] = fit.lr if collecting else fit.rate(at, self.main_steps)
         self.optimizer.zero_grad()
-        self.loss(self.network(x[rows]), y[rows]).backward()
+        self.loss_at(rows).backward()
         self.optimizer.step()
         self.step += 1
         if collecting and at >= self.settings.skip and (at - self.settings.skip) % self.settings.every == 0:
@@ -261,7 +287,7 @@ class _Run:
             self.layout.flatten(self.network, "the trained network")
             self.freeze()
 
-    def store(self, place: "_Place") -> None:
+    def store(self, place: "Place") -> None:
         """Write what `restore` reads."""
         tensors: StateDict = {f"net.{name}": tensor for name, tensor in self.network.state_dict().items()}
         for index, entries in self.optimizer.state_dict()["state"].items():
@@ -272,7 +298,7 @@ class _Run:
         tensors["step"] = torch.tensor(self.step)
         place.write("trajectory", tensors)
 
-    def restore(self, place: "_Place") -> None:
+    def restore(self, place: "Place") -> None:
         """Go on where a stopped run was last written, if one was."""
         tensors = place.read("trajectory")
         if tensors is None:
@@ -291,7 +317,7 @@ class _Run:
 
 
 @dataclass
-class _Place:
+class Place:
     """The folder of a run: what is unfinished below it, what is finished in it. Without a folder nothing is written."""
 
     path: Path | str | None
@@ -347,17 +373,20 @@ class _Place:
                 )
 
 
-def _digests(network: nn.Module, layout: ParameterLayout, data: Images) -> dict[str, str]:
-    """What a run was made of: its network, its selection and its data."""
+def digests(network: nn.Module, layout: ParameterLayout) -> dict[str, str]:
+    """What a run was made of: its network and its selection."""
     shapes = [(name, tuple(tensor.shape)) for name, tensor in network.state_dict().items()]
-    images = hashlib.blake2b(digest_size=8)
-    for tensor in data:
-        images.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return {
         "network": type(network).__name__ + " " + hashlib.blake2b(repr(shapes).encode(), digest_size=8).hexdigest(),
         "layout": hashlib.blake2b(layout.to_json().encode(), digest_size=8).hexdigest(),
-        "data": images.hexdigest(),
     }
+
+
+def _digest(data: Images) -> str:
+    images = hashlib.blake2b(digest_size=8)
+    for tensor in data:
+        images.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return images.hexdigest()
 
 
 def _check_data(data: Images) -> None:
