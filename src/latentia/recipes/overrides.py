@@ -124,6 +124,8 @@ def read_value(raw: str, annotation: Any) -> Any:
         return None
     if str in takes or any(get_origin(kind) is Literal for kind in takes):
         return text
+    if text[:1] not in ("[", "(", '"', "'") and any(get_args(kind)[:1] == (str,) for kind in takes):
+        return [word.strip() for word in text.split(",") if word.strip()]  # names: 2 and 2.10 are no numbers here
     if text.lower() in NOTHING | BOOLEANS:
         return (NOTHING | BOOLEANS)[text.lower()]
     if "," in text and text[0] not in "[({\"'":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -34,13 +35,14 @@ ONE_STEPS = 20
 """Optimizer steps on a single checkpoint where whatever is generated comes back as that checkpoint."""
 
 
-class ParameterDiffusion(Recipe):
-    """Two phases: `autoencoder`, which collects the checkpoints first, then `unet` on its latents."""
+class NetworkDiffusion(Recipe):
+    """Two phases: `autoencoder`, which collects the checkpoints first, then `unet` on its latents.
+
+    A recipe says where the checkpoints come from (`collect`) and what a dry run counts (`work`).
+    """
 
     next_command: ClassVar[str] = "latentia params generate {pipeline} -n 100 --out nets"
 
-    task: NoisyDigits = Field(default=NoisyDigits(), description="what the small networks learn")
-    originals: Originals = Field(description="the networks to imitate")
     codec: ParameterCodec = Field(default=ParameterCodec(), description="the parameter autoencoder")
     unet: LatentUNet = Field(default=LatentUNet(), description="the denoiser of latents")
     noise: Noise = Field(default=Noise(), description="the diffusion process")
@@ -60,22 +62,14 @@ class ParameterDiffusion(Recipe):
             )
         return self
 
-    def checkpoints(self, bench: Bench) -> Checkpoints:
-        """The originals: those on the bench, or collected into the run's folder, where a stopped run goes on."""
-        from latentia.methods.pdiff.collect import train_trajectory
+    @abstractmethod
+    def collect(self, folder: Path | None) -> Checkpoints:
+        """The originals, written into `folder`, where a stopped run goes on; None leaves nothing on disk."""
 
+    def gathered(self, bench: Bench) -> Checkpoints:
+        """The originals: those on the bench, or collected into the run's folder."""
         if "checkpoints" not in bench.parts:
-            writes = bench.out is not None and os.environ.get("RANK", "0") == "0"
-            collected = train_trajectory(
-                self.originals.build(),
-                self.task.build().fit,
-                self.originals.patterns,
-                self.originals.count,
-                self.originals.trajectory(),
-                seed=self.seed,
-                folder=bench.out / CHECKPOINTS if writes and bench.out else None,
-            )
-            bench.keep("checkpoints", collected)
+            bench.keep("checkpoints", self.collect(bench.out / CHECKPOINTS if bench.out else None))
         found: Checkpoints = bench.parts["checkpoints"]
         return found
 
@@ -90,7 +84,7 @@ class ParameterDiffusion(Recipe):
         from latentia.methods.pdiff.objectives import ParameterReconstructionObjective
         from latentia.training.phase import Phase
 
-        originals = self.checkpoints(bench)
+        originals = self.gathered(bench)
         fitted = Standardiser.fit(originals.vectors, self.codec.standardise, originals.layout.slices)
         standardiser = bench.keep("standardiser", fitted)
         codec = bench.keep("codec", self.codec.build(originals.layout.size))
@@ -111,7 +105,7 @@ class ParameterDiffusion(Recipe):
         from latentia.training.phase import Phase
 
         codec = bench.parts["codec"].requires_grad_(False).eval()
-        z = codec.encode_all(bench.parts["standardiser"](self.checkpoints(bench).vectors))
+        z = codec.encode_all(bench.parts["standardiser"](self.gathered(bench).vectors))
         whitener = bench.keep("whitener", Whitener.fit(z, self.codec.whiten))
         unet = bench.keep("unet", self.unet.build(codec.latents))
         return Phase(
@@ -130,7 +124,7 @@ class ParameterDiffusion(Recipe):
         from latentia.methods.pdiff.pipeline import ParameterDiffusionPipeline
         from latentia.methods.pdiff.template import ParameterTemplate
 
-        originals, parts = self.checkpoints(bench), bench.parts
+        originals, parts = self.gathered(bench), bench.parts
         template = ParameterTemplate.of(originals.layout, originals.base, parts["standardiser"], parts["whitener"])
         codec, unet = (parts[name].cpu().requires_grad_(False).eval() for name in ("codec", "unet"))
         pipe = ParameterDiffusionPipeline(codec, unet, parts["scheduler"], template)
@@ -174,18 +168,14 @@ class ParameterDiffusion(Recipe):
         use_average(results["unet"])
         self.pipeline(bench).save_pretrained(out / "pipeline")
 
-    def work(self) -> list[Work]:
-        """The originals' training, the autoencoder's, the UNet's."""
+    def generator_work(self, size: int) -> list[Work]:
+        """What the autoencoder's and the UNet's training cost for vectors of `size` parameters."""
         import torch
 
         from latentia.recipes.plan import Work
 
-        originals, size = self.originals, self.originals.size()
         with torch.device("meta"):
             latents = self.codec.build(size).latents
-
-        def images(batch: int) -> tuple[torch.Tensor, ...]:
-            return (torch.zeros(batch, 1, 8, 8),)
 
         def vectors(batch: int) -> tuple[torch.Tensor, ...]:
             return (torch.zeros(batch, size),)
@@ -193,11 +183,8 @@ class ParameterDiffusion(Recipe):
         def noisy(batch: int) -> tuple[torch.Tensor, ...]:
             return torch.zeros(batch, *latents), torch.zeros(batch)
 
-        collecting = originals.skip + 1 + (originals.count - 1) * originals.every
-        seen = originals.main.epochs * self.task.train + collecting * originals.collect.batch_size
         codec, micro = self.codec.batch_size, self.batch_size // self.accumulate
         return [
-            Work("autoencoder", originals.network, originals.build(), images, seen, 32, 32),
             Work(
                 "autoencoder", "codec", partial(self.codec.build, size), vectors, self.codec.steps * codec, codec, codec
             ),
@@ -207,3 +194,47 @@ class ParameterDiffusion(Recipe):
                 averaged=self.ema.decay > 0,
             ),
         ]
+
+
+class ParameterDiffusion(NetworkDiffusion):
+    """Networks of our own on noisy digits: one training run, and K checkpoints at its end."""
+
+    task: NoisyDigits = Field(default=NoisyDigits(), description="what the small networks learn")
+    originals: Originals = Field(description="the networks to imitate")
+
+    def checkpoints(self, bench: Bench) -> Checkpoints:
+        """The originals, collected once."""
+        return super().gathered(bench)
+
+    def gathered(self, bench: Bench) -> Checkpoints:
+        """`checkpoints`."""
+        return self.checkpoints(bench)
+
+    def collect(self, folder: Path | None) -> Checkpoints:
+        """The checkpoints of one training run; of several processes the first writes."""
+        from latentia.methods.pdiff.collect import train_trajectory
+
+        return train_trajectory(
+            self.originals.build(),
+            self.task.build().fit,
+            self.originals.patterns,
+            self.originals.count,
+            self.originals.trajectory(),
+            seed=self.seed,
+            folder=folder if os.environ.get("RANK", "0") == "0" else None,
+        )
+
+    def work(self) -> list[Work]:
+        """The originals' training, the autoencoder's, the UNet's."""
+        import torch
+
+        from latentia.recipes.plan import Work
+
+        def images(batch: int) -> tuple[torch.Tensor, ...]:
+            return (torch.zeros(batch, 1, 8, 8),)
+
+        originals = self.originals
+        collecting = originals.skip + 1 + (originals.count - 1) * originals.every
+        seen = originals.main.epochs * self.task.train + collecting * originals.collect.batch_size
+        first = Work("autoencoder", originals.network, originals.build(), images, seen, 32, 32)
+        return [first, *self.generator_work(originals.size())]

@@ -70,6 +70,9 @@ class Recipe(Value, ABC):
     runtime: ClassVar[frozenset[str]] = frozenset({"device", "save_every", "log_every", "preview_every"})
     """Fields that may differ when a run is resumed: they change no number of the result."""
 
+    code: ClassVar[frozenset[str]] = frozenset()
+    """Fields that name functions of the user's own: a saved recipe's are never followed, only those typed anew."""
+
     next_command: ClassVar[str] = "latentia sample {pipeline} --out samples.png"
     """What to try when the run is done."""
 

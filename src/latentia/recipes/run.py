@@ -57,7 +57,7 @@ def run_recipe(recipe: Recipe, out: str | os.PathLike[str], resume: bool = False
 def start_or_saved(name: str, folder: Path, resume: bool) -> Recipe:
     """The recipe to train: the registry's, or with `resume` the one that `folder` was started with.
 
-    Raises `TrainingError` when the folder holds a run of another recipe.
+    What names code of the user's is not taken from the folder: it has to be given again. Raises `TrainingError` when the folder holds a run of another recipe.
     """
     fresh = registry.recipe(name)
     if not resume or not (folder / SAVED).is_file():
@@ -67,7 +67,7 @@ def start_or_saved(name: str, folder: Path, resume: bool) -> Recipe:
         raise TrainingError(
             f"{folder} holds a run of {saved.name}, not of {name}: resume that, or choose another --out"
         )
-    return saved
+    return saved.model_copy(update={field: getattr(fresh, field) for field in saved.code})
 
 
 def load_recipe(folder: str | os.PathLike[str]) -> Recipe:

@@ -69,6 +69,13 @@ class Objective(nn.Module, ABC):
         """What a resumed run must agree on, JSON-able (loss, weights, times, …)."""
         return {}
 
+    def after_update(self, turn: str) -> None:
+        """Called after every optimizer step of a turn, before the weights are averaged; nothing by default.
+
+        For constraints on weights, such as norms that stay fixed. It must be a function of the weights and of what
+        `__init__` set (a resumed run builds the objective anew, from the same start, and then restores the weights).
+        """
+
     @abstractmethod
     def forward(self, batch: Batch, turn: str = "main", step: int = 0) -> Loss:
         """The loss of one turn on one batch, already on the modules' device."""

@@ -121,13 +121,14 @@ class PhaseState:
         return math.isfinite(loss) and (math.isfinite(norm) or overflow_is_normal)
 
     def update(self, turn: Turn) -> None:
-        """The optimizer step of one turn."""
+        """The optimizer step of one turn, and what the objective does after it."""
         if self.scaler is None:
             turn.optimizer.step()
         else:
             self.scaler.step(turn.optimizer)
             self.scaler.update()
         turn.optimizer.zero_grad(set_to_none=True)
+        self.objective.after_update(turn.name)
 
     def note(self, turn: Turn, total: torch.Tensor, parts: Tensors, norm: float) -> None:
         """Remember what the log will say of this turn."""

@@ -113,7 +113,9 @@ class Checkpoints:
             raise ArtifactError(f"{folder}: the files do not belong together: {error}") from None
 
     @classmethod
-    def from_folder(cls, folder: Path | str, patterns: str | Sequence[str]) -> "Checkpoints":
+    def from_folder(
+        cls, folder: Path | str, patterns: str | Sequence[str], network: nn.Module | None = None
+    ) -> "Checkpoints":
         """K networks from a folder of state-dict files, one each: `*.safetensors`, or pickles of tensors alone.
 
         Files are taken in natural order (`step2` before `step10`), as `from_states` takes states. Raises
@@ -121,7 +123,8 @@ class Checkpoints:
         """
         files = state_files(Path(folder))
         names = [file.name for file in files]
-        return cls.from_states(map(load_state_dict, files), patterns, names, {"source": "folder", "files": names})
+        states = map(load_state_dict, files)
+        return cls.from_states(states, patterns, names, {"source": "folder", "files": names}, network)
 
     @classmethod
     def from_states(
@@ -130,6 +133,7 @@ class Checkpoints:
         patterns: str | Sequence[str],
         names: Sequence[str] | None = None,
         meta: Mapping[str, Any] | None = None,
+        network: nn.Module | None = None,
     ) -> "Checkpoints":
         """K networks from their state dicts, such as a training function yields: each is read before the next is asked.
 
@@ -140,39 +144,102 @@ class Checkpoints:
             patterns: which parameters (`ParameterLayout.select`).
             names: what messages call the states; default `network 0`, ….
             meta: recorded with the checkpoints.
+            network: whose states these are. It tells parameters from buffers and which tensors are one (a file may
+                hold each of their names, or one alone), and every state must fit it; without, the first state is all
+                that is known.
 
         Warns when parameters that are not selected differ between the states: their values come from the first then.
-        Raises `InputError` when the names or shapes of a state differ from the first's, saying where they differ first,
-        `NonFiniteError` for a NaN or infinity.
+        Raises `InputError` when the names or shapes of a state differ from the first's (or the network's), saying where
+        they differ first, `NonFiniteError` for a NaN or infinity.
         """
-        rows: list[torch.Tensor] = []
-        base: StateDict = {}
-        own: dict[str, list[torch.Tensor]] = {}
-        differ: set[str] = set()
-        for i, source in enumerate(states):
-            state = source.state_dict() if isinstance(source, nn.Module) else source
-            name = names[i] if names else f"network {i}"
-            if not rows:
-                first, layout = name, ParameterLayout.select(source, patterns)
-                base = _cloned(state)
-                outside = set(base) - {*layout.names, *layout.ties}
-                own = {key: [] for key in base if key in outside and _is_own(key, base[key])}
-            check_same(base, state, first, name)
-            rows.append(layout.flatten(state, name))
-            for key, stack in own.items():
-                stack.append(state[key].detach().cpu().clone())
-            others = (key for key in outside - differ if key not in own)
-            differ.update(key for key in others if not torch.equal(state[key].cpu(), base[key]))
-        if not rows:
+        gathering = Gathering(patterns, meta, network)
+        for i, state in enumerate(states):
+            gathering.add(state, names[i] if names else f"network {i}")
+        return gathering.finish()
+
+
+class Gathering:
+    """State dicts, one after the other, on their way to `Checkpoints`; arguments as of `Checkpoints.from_states`."""
+
+    def __init__(
+        self,
+        patterns: str | Sequence[str],
+        meta: Mapping[str, Any] | None = None,
+        network: nn.Module | None = None,
+    ) -> None:
+        self.patterns, self.meta = patterns, dict(meta or {})
+        self.rows: list[torch.Tensor] = []
+        self.base: StateDict = {}
+        self._first = "your network"
+        self._own: dict[str, list[torch.Tensor]] = {}
+        self._differ: set[str] = set()
+        self._ties: dict[str, str] = {}
+        self._wanted: StateDict = {}
+        self._layout: ParameterLayout | None = None
+        if network is not None:
+            self._layout = ParameterLayout.select(network, patterns)
+            self._wanted = network.state_dict()
+            self._ties = untie(self._wanted)[1]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def add(self, source: Mapping[str, torch.Tensor] | nn.Module, name: str) -> None:
+        """Read one more network, called `name` in messages; a copy is taken. Nothing is added when it raises."""
+        state = self._state(source, name)
+        layout = self._layout or ParameterLayout.select(source, self.patterns)
+        check_same(self._wanted or state, state, self._first, name)
+        row = layout.flatten(state, name)
+        if not self.rows:
+            self._begin(layout, state, name)
+        for key, stack in self._own.items():
+            stack.append(state[key].detach().cpu().clone())
+        others = (key for key in self._outside(layout) - self._differ if key not in self._own)
+        self._differ.update(key for key in others if not torch.equal(state[key].cpu(), self.base[key]))
+        self.rows.append(row)
+
+    def finish(self) -> Checkpoints:
+        """All that were added. Raises `InputError` when there are none."""
+        if not self.rows or self._layout is None:
             raise InputError("there are no states: give at least one network")
-        if differ:
+        if self._differ:
             warnings.warn(
-                f"{len(differ)} parameters outside of the selection differ between the networks, first "
-                f"{min(differ)!r}: they are taken from {first}; select them too, or these are other networks",
-                stacklevel=2,
+                f"{len(self._differ)} parameters outside of the selection differ between the networks, first "
+                f"{min(self._differ)!r}: they are taken from {self._first}; select them too, or these are other "
+                "networks",
+                stacklevel=3,
             )
-        kept = {key: torch.stack(stack) for key, stack in own.items() if any(not t.equal(stack[0]) for t in stack)}
-        return cls(layout, torch.stack(rows), base, {**(meta or {}), "differ": sorted(differ)}, kept)
+        own = {key: torch.stack(stack) for key, stack in self._own.items() if any(not t.equal(stack[0]) for t in stack)}
+        meta = {**self.meta, "differ": sorted(self._differ)}
+        return Checkpoints(self._layout, torch.stack(self.rows), self.base, meta, own)
+
+    def _begin(self, layout: ParameterLayout, state: StateDict, name: str) -> None:
+        """The first network is the base, and what the others are compared with."""
+        self._layout, self._first = layout, name
+        self.base = _cloned(state)
+        self.base |= {other: self.base[first] for other, first in self._ties.items()}
+        self._wanted = self.base
+        self._own = {key: [] for key in sorted(self._outside(layout)) if _is_own(key, self.base[key])}
+
+    def _outside(self, layout: ParameterLayout) -> set[str]:
+        return set(self.base) - {*layout.names, *layout.ties}
+
+    def _state(self, source: Mapping[str, torch.Tensor] | nn.Module, name: str) -> StateDict:
+        """The state dict, with every name of a tensor that has several; `InputError` when it is none."""
+        given = source.state_dict() if isinstance(source, nn.Module) else source
+        if not isinstance(given, Mapping):
+            raise InputError(f"{name} is a {type(given).__name__}: give state dicts, or networks")
+        for key, tensor in given.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise InputError(f"{name} holds a {type(tensor).__name__} at {key!r}: state dicts hold tensors alone")
+        state = dict(given)
+        for _ in range(2):  # a name may come by way of another
+            for other, first in self._ties.items():
+                if first in state:
+                    state.setdefault(other, state[first])
+                elif other in state:
+                    state[first] = state[other]
+        return state
 
 
 def read_layout(path: Path) -> ParameterLayout:

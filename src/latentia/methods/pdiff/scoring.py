@@ -1,7 +1,7 @@
 """Scorer: many networks judged on the same images at once."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,14 @@ from latentia.core.arguments import check_count
 from latentia.errors import InputError
 from latentia.methods.pdiff.layout import ParameterLayout, StateDict
 from latentia.methods.pdiff.tail import Tail, trace_tail
+from latentia.methods.pdiff.together import packed_at_once, together
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 CPU_ELEMENTS, GPU_ELEMENTS = 2**21, 2**27
 """Elements of the largest activation that are computed at once: what fits the caches of a CPU, the memory of a GPU."""
+AT_ONCE, TOGETHER_ELEMENTS = 16, 2**21
+"""Networks that a CPU takes together at most, and elements of their largest activation."""
 
 
 class Scorer:
@@ -65,6 +68,7 @@ class Scorer:
         self.reestimate = None if reestimate is None else reestimate.to(x.device)
         self.vectorised = vectorised
         self._tails: dict[tuple[str, ...], list[Tail]] = {}
+        self._many: dict[tuple[Tail, int], Callable[..., Any]] = {}
         self._measure: tuple[tuple[str, ...], Tail] | None = None
 
     def accuracies(
@@ -77,8 +81,7 @@ class Scorer:
         self, vectors: torch.Tensor, chunk: int | None = None, own: Mapping[str, torch.Tensor] | None = None
     ) -> torch.Tensor:
         """Which images each of the networks (N, D) labels wrongly, (N, M) bool on the CPU. A NaN is wrong."""
-        y = self.y
-        return self._each(lambda logits: (logits.argmax(-1) != y) | logits.isnan().any(-1), vectors, chunk, own)
+        return self._each(lambda logits: mistakes(logits, self.y), vectors, chunk, own)
 
     def probabilities(
         self, vectors: torch.Tensor, chunk: int | None = None, own: Mapping[str, torch.Tensor] | None = None
@@ -123,27 +126,49 @@ class Scorer:
             )
         results = []
         at = 0
+        step = chunk or self._chunk(tuple(own))
         while at < len(vectors):
-            step = chunk or self._chunk(tuple(own))
             rows = vectors[at : at + step].to(self.x.device)
             mine = {name: stacked[at : at + step] for name, stacked in own.items()}
-            results.append(read(self._logits(rows, mine)).cpu())
+            results.append(read(self._logits(rows, mine, step)).cpu())
             at += step
         return torch.cat(results)
 
-    def _logits(self, vectors: torch.Tensor, own: StateDict) -> torch.Tensor:
+    def _logits(self, vectors: torch.Tensor, own: StateDict, limit: int) -> torch.Tensor:
         if self.reestimate is not None:
-            own = {**own, **self._statistics(vectors)}
+            own = {**own, **self._statistics(vectors, limit)}
         names = tuple(own)
-        tails = self._tail(names)
-        return torch.cat([self._run(tail, vectors, *own.values()) for tail in tails], 1)
+        blocks = [self._run(tail, limit, vectors, *own.values())[0] for tail in self._tail(names)]
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
 
-    def _run(self, tail: Tail, *stacked: torch.Tensor) -> Any:
-        """The tail for every row: at once, or one by one where a CPU is faster that way."""
-        if not (tail.grouped and self.x.device.type == "cpu"):
-            return vmap(tail)(*stacked)
-        rows = [tail(*row) for row in zip(*stacked)]
-        return torch.stack(rows) if isinstance(rows[0], torch.Tensor) else tuple(map(torch.stack, zip(*rows)))
+    def _run(self, tail: Tail, limit: int, *stacked: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The tail for every row; on a CPU up to `limit` rows at once in layouts of their own, few ones one by one."""
+        if self.x.device.type != "cpu":
+            return _as_tuple(vmap(tail)(*stacked))
+        most = min(limit, self._at_once(tail))
+        parts = []
+        for piece in zip(*(each.split(most) for each in stacked)):
+            count = len(piece[0])
+            if most == 1 or 2 * count < most:
+                parts.append(_one_by_one(tail, piece))
+                continue
+            if count < most:  # a lowered tail has a fixed size: surplus rows are cut off again
+                piece = tuple(torch.cat([each, each[-1:].expand(most - count, *each.shape[1:])]) for each in piece)
+            made = _as_tuple(self._lowered(tail, piece)(*piece))
+            if tail.grouped and not all(bool(each.isfinite().all()) for each in made):
+                made = _one_by_one(tail, piece)  # what is not finite spreads to the networks packed with it
+            parts.append(tuple(each[:count] for each in made))
+        return tuple(torch.cat(column) for column in zip(*parts))
+
+    def _at_once(self, tail: Tail) -> int:
+        """Rows that a CPU takes together."""
+        return packed_at_once(tail) if tail.grouped else max(1, min(AT_ONCE, TOGETHER_ELEMENTS // tail.widest))
+
+    def _lowered(self, tail: Tail, stacked: tuple[torch.Tensor, ...]) -> Callable[..., Any]:
+        key = tail, len(stacked[0])
+        if key not in self._many:
+            self._many[key] = together(tail, stacked)
+        return self._many[key]
 
     def _tail(self, names: tuple[str, ...]) -> list[Tail]:
         """One traced tail per block of images, with the named tensors as inputs beside the vector."""
@@ -160,7 +185,7 @@ class Scorer:
         if self.reestimate is not None:
             names = (*names, *(n for n in self._measuring()[0] if n not in names))
         widest = max(tail.widest for tail in self._tail(names))
-        return max(1, min(64, self._elements() // widest))
+        return 64 if self.x.device.type == "cpu" else max(1, min(64, GPU_ELEMENTS // widest))
 
     def _elements(self) -> int:
         return CPU_ELEMENTS if self.x.device.type == "cpu" else GPU_ELEMENTS
@@ -202,12 +227,12 @@ class Scorer:
         finally:
             self.network.load_state_dict(kept)
 
-    def _statistics(self, vectors: torch.Tensor) -> StateDict:
+    def _statistics(self, vectors: torch.Tensor, limit: int = 1) -> StateDict:
         """BatchNorm statistics of each network on the batch, name → (N, C)."""
         names, tail = self._measuring()
         if not names:
             return {}
-        return dict(zip(names, self._run(tail, vectors)))
+        return dict(zip(names, self._run(tail, limit, vectors)))
 
     def _measuring(self) -> tuple[tuple[str, ...], Tail]:
         """Names of the statistics that the parameters reach, and the traced function that measures them."""
@@ -221,6 +246,17 @@ class Scorer:
 
             self._measure = names, trace_tail(measure, [self._base_vector()])
         return self._measure
+
+
+def mistakes(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Where the first greatest of the logits (N, M, classes) is not the label (M,): bool (N, M). A NaN is wrong.
+
+    Equal to `logits.argmax(-1) != y` but for NaN, and several times as fast on a CPU.
+    """
+    best = logits.amax(-1, keepdim=True)
+    earlier = torch.arange(logits.shape[-1], device=y.device) < y[:, None]
+    mine = logits.gather(-1, y.expand(len(logits), -1)[..., None])
+    return ((mine != best) | ((logits == best) & earlier).any(-1, keepdim=True)).squeeze(-1)
 
 
 def batch_statistics(
@@ -270,3 +306,12 @@ def _reached(network: nn.Module, generated: StateDict, x: torch.Tensor) -> list[
         for handle in handles:
             handle.remove()
     return found
+
+
+def _as_tuple(result: Any) -> tuple[torch.Tensor, ...]:
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
+
+
+def _one_by_one(tail: Tail, stacked: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    rows = [_as_tuple(tail(*row)) for row in zip(*stacked)]
+    return tuple(torch.stack(column) for column in zip(*rows))

@@ -18,7 +18,7 @@ Function = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
 
 aten = torch.ops.aten
 CONVOLUTION = aten.convolution.default
-BATCH_NORM = aten._native_batch_norm_legit_no_training.default
+BATCH_NORMS = (aten._native_batch_norm_legit_no_training.default, aten.native_batch_norm.default)
 MAX_POOL = aten.max_pool2d_with_indices.default
 
 DENSE = 4
@@ -30,12 +30,14 @@ class Tail:
 
     `widest` is the number of elements of its largest result. `grouped` tells that some convolution has kernels of its
     own for each network and large maps: under `vmap` it becomes a grouped convolution, which a CPU does slowly.
+    `narrowest` is the least number of channels that such a convolution reads.
     """
 
-    def __init__(self, module: fx.GraphModule, widest: int, grouped: bool) -> None:
+    def __init__(self, module: fx.GraphModule, widest: int, narrowest: int | None) -> None:
         self.module = module
         self.widest = widest
-        self.grouped = grouped
+        self.grouped = narrowest is not None
+        self.narrowest = narrowest or 1
 
     def __call__(self, *tensors: torch.Tensor) -> Any:
         """What the traced function returns for these tensors."""
@@ -51,21 +53,27 @@ def trace_tail(function: Function, example: Sequence[torch.Tensor], simplify: bo
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    module = make_fx(function)(*example)
-    _fold(module)
+    return prepare(make_fx(function)(*example), example, simplify)
+
+
+def prepare(module: fx.GraphModule, example: Sequence[torch.Tensor], simplify: bool = True) -> Tail:
+    """A recorded function without what never changes, rewritten for speed if asked; `example` as in `trace_tail`."""
+    fold(module)
     if simplify:
         _simplify(module)
-        _fold(module)
+        fold(module)
     sizes = _Sizes(module)
     sizes.run(*example)
-    return Tail(module, sizes.widest, sizes.grouped)
+    return Tail(module, sizes.widest, min(sizes.read, default=None))
 
 
 class _Sizes(fx.Interpreter):
     """Runs a graph and notes its largest tensor, and whether it convolves large maps that its arguments reach."""
 
-    widest = 1
-    grouped = False
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.widest = 1
+        self.read: list[int] = []
 
     def run_node(self, n: fx.Node) -> object:
         result = super().run_node(n)
@@ -75,11 +83,12 @@ class _Sizes(fx.Interpreter):
             inputs, kernel = n.args[:2]
             reached = not _is_constant(inputs) and not _is_constant(kernel)
             values = [self.env[source] for source in (inputs, kernel) if isinstance(source, fx.Node)]
-            self.grouped |= reached and not _is_small(*values)
+            if reached and not is_small(*values):
+                self.read.append(values[1].shape[1])
         return result
 
 
-def _fold(module: fx.GraphModule) -> None:
+def fold(module: fx.GraphModule) -> None:
     """Replace every result that depends on no argument by its value."""
     graph = module.graph
     values: dict[fx.Node, Any] = {}
@@ -112,7 +121,7 @@ def _simplify(module: fx.GraphModule) -> None:
     """Rewrite operations into equal ones that cost less, on a CPU and under `vmap`."""
     graph = module.graph
     for node in list(graph.nodes):
-        if node.target is BATCH_NORM:
+        if node.target in BATCH_NORMS:
             _absorb_batch_norm(graph, node)
     for node in graph.nodes:
         if node.target is CONVOLUTION:
@@ -129,7 +138,9 @@ def _absorb_batch_norm(graph: fx.Graph, node: fx.Node) -> None:
     if any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
         return
     arguments: tuple[Any, ...] = node.args
-    x, weight, bias, mean, variance, _, epsilon = arguments
+    x, weight, bias, mean, variance, *training, _, epsilon = arguments
+    if any(training):
+        return
     before = x.target is CONVOLUTION and len(x.users) == 1 and not x.args[6]  # 6: transposed
     with graph.inserting_before(node):
         affine = graph.call_function(scale_and_shift, (weight, bias, mean, variance, epsilon))
@@ -205,27 +216,34 @@ def convolution(
 ) -> torch.Tensor:
     """2-D convolution; on a map of few pixels as one matrix product, x (B, C·H·W) @ (C·H·W, O·H'·W')."""
     transposed, output_padding, groups = rest
-    if transposed or groups != 1 or not _is_small(x, kernel) or any(d != 1 for d in dilation):
+    if transposed or groups != 1 or not is_small(x, kernel) or any(d != 1 for d in dilation):
         return CONVOLUTION(x, kernel, bias, stride, padding, dilation, transposed, output_padding, groups)
-    taps_h, rows = _taps(x.shape[2], kernel.shape[2], stride[0], padding[0])
-    taps_w, columns = _taps(x.shape[3], kernel.shape[3], stride[1], padding[1])
+    matrix, rows, columns = dense_kernel(kernel, x.shape[2:], stride, padding)
+    y = (x.flatten(1) @ matrix).view(-1, len(kernel), rows, columns)
+    return y if bias is None else y + bias.view(-1, 1, 1)
+
+
+def dense_kernel(
+    kernel: torch.Tensor, size: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> tuple[torch.Tensor, int, int]:
+    """A convolution of maps of `size` as a matrix (C·H·W, O·H'·W'), and H', W'."""
+    taps_h, rows = _taps(size[0], kernel.shape[2], stride[0], padding[0])
+    taps_w, columns = _taps(size[1], kernel.shape[3], stride[1], padding[1])
     count = kernel.shape[2] * kernel.shape[3]
     taps = taps_h[:, None, :, None] * kernel.shape[3] + taps_w[None, :, None, :]  # (H, W, H', W')
     outside = (taps_h < 0)[:, None, :, None] | (taps_w < 0)[None, :, None, :]
-    taps = taps.masked_fill(outside, count).flatten().to(x.device)
+    taps = taps.masked_fill(outside, count).flatten().to(kernel.device)
     out, channels = kernel.shape[:2]
     matrix = F.pad(kernel.flatten(2), (0, 1)).index_select(2, taps)  # the last tap is 0
     matrix = matrix.view(out, channels, -1, rows * columns).permute(1, 2, 0, 3)
-    y = x.flatten(1) @ matrix.reshape(channels * x.shape[2] * x.shape[3], out * rows * columns)
-    y = y.view(-1, out, rows, columns)
-    return y if bias is None else y + bias.view(-1, 1, 1)
+    return matrix.reshape(channels * size[0] * size[1], out * rows * columns), rows, columns
 
 
 def _is_constant(argument: object) -> bool:
     return isinstance(argument, fx.Node) and argument.op == "get_attr"
 
 
-def _is_small(x: torch.Tensor, kernel: torch.Tensor) -> bool:
+def is_small(x: torch.Tensor, kernel: torch.Tensor) -> bool:
     return x.ndim == 4 and x.shape[2] * x.shape[3] <= DENSE * kernel.shape[2] * kernel.shape[3]
 
 

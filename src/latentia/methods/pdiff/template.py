@@ -9,9 +9,11 @@ from torch import nn
 
 from latentia.core.config import register_to_config
 from latentia.core.model import ModelMixin
-from latentia.errors import ConfigError, InputError
+from latentia.errors import ConfigError, InputError, check_choice
+from latentia.methods.pdiff.batch_norm import reestimate
 from latentia.methods.pdiff.checkpoints import Checkpoints
 from latentia.methods.pdiff.layout import ParameterLayout, StateDict
+from latentia.methods.pdiff.networks import NETWORKS, build
 from latentia.methods.pdiff.normalise import Standardiser, Whitener
 
 
@@ -22,15 +24,24 @@ class ParameterTemplate(ModelMixin):
     latents. Its tensors keep their dtypes whatever the pipeline is cast to: a generated network has those of its base.
     Build it with `of`; the arguments of the constructor are what the config file records.
 
+    Where whole networks with BatchNorm are generated, it also knows the architecture and holds unlabelled `images`, on
+    which the running statistics of every generated network are measured (`measuring`).
+
     Args:
         layout: the layout as JSON text.
         base: (name, dtype, shape) of every tensor of the base network.
         latent_shape: (c, L) of the latents.
         standardise: kind of the `Standardiser`.
         whiten: kind of the `Whitener`.
+        network: name in `networks.NETWORKS` of the architecture whose statistics are measured anew; None keeps those
+            of the base network.
+        sizes: of that network, as `networks.build` takes them.
+        images: shape (N, C, H, W) of the images on which they are measured.
 
     Raises `ConfigError` for a layout that is not of this base network, and for a dtype that torch does not have.
     """
+
+    images: torch.Tensor | None
 
     @register_to_config
     def __init__(
@@ -40,6 +51,9 @@ class ParameterTemplate(ModelMixin):
         latent_shape: Sequence[int],
         standardise: str = "coordinate",
         whiten: str = "full",
+        network: str | None = None,
+        sizes: Mapping[str, Any] | None = None,
+        images: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.layout = ParameterLayout.from_json(layout, "the template's layout")
@@ -52,12 +66,27 @@ class ParameterTemplate(ModelMixin):
             raise ConfigError(str(error)) from None
         self.standardiser = Standardiser(self.layout.size, standardise)
         self.whitener = Whitener(latent_shape, whiten)
+        if (network is None) != (images is None):
+            raise ConfigError("a template measures statistics with a network and images: give both, or neither")
+        if network is not None:
+            check_choice("network", network, NETWORKS)
+        self.measured, self.sizes = network, dict(sizes or {})
+        self.register_buffer("images", None if images is None else torch.zeros(tuple(images)))
 
     @classmethod
     def of(
-        cls, layout: ParameterLayout, base: Mapping[str, torch.Tensor], standardiser: Standardiser, whitener: Whitener
+        cls,
+        layout: ParameterLayout,
+        base: Mapping[str, torch.Tensor],
+        standardiser: Standardiser,
+        whitener: Whitener,
+        *,
+        measuring: tuple[str, Mapping[str, Any], torch.Tensor] | None = None,
     ) -> Self:
         """The template of a base network, with copies of its tensors and of the fitted statistics.
+
+        Args:
+            measuring: name and sizes of the architecture, and images (N, C, H, W), N ≥ 2, for BatchNorm's statistics.
 
         Raises `InputError` for a base network or statistics of another layout.
         """
@@ -65,7 +94,11 @@ class ParameterTemplate(ModelMixin):
         if len(standardiser.mean) != layout.size:
             raise InputError(f"the standardiser is for {len(standardiser.mean)} parameters, the layout {layout.size}")
         kinds = [(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for name, tensor in base.items()]
-        template = cls(layout.to_json(), kinds, whitener.shape, standardiser.kind, whitener.kind)
+        network, sizes, images = measuring or (None, None, None)
+        shape = None if images is None else tuple(images.shape)
+        template = cls(layout.to_json(), kinds, whitener.shape, standardiser.kind, whitener.kind, network, sizes, shape)
+        if template.images is not None and images is not None:
+            template.images.copy_(images)
         slots = template.base_state()
         for name, tensor in base.items():
             slots[name].copy_(tensor.detach())
@@ -79,9 +112,13 @@ class ParameterTemplate(ModelMixin):
         return state
 
     def checkpoints(self, vectors: torch.Tensor, meta: Mapping[str, Any] | None = None) -> Checkpoints:
-        """Generated vectors (N, D) as networks on the CPU."""
+        """Generated vectors (N, D) as networks on the CPU, with statistics of their own where these are measured."""
         base = {name: tensor.cpu() for name, tensor in self.base_state().items()}
-        return Checkpoints(self.layout, vectors.detach().float().cpu(), base, dict(meta or {}))
+        vectors, own = vectors.detach().float().cpu(), {}
+        if self.measured is not None and self.images is not None:
+            network = build(self.measured, **self.sizes)
+            own = reestimate(network, self.layout, base, vectors, self.images.cpu())
+        return Checkpoints(self.layout, vectors, base, dict(meta or {}), own)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> Self:
