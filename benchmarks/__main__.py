@@ -18,7 +18,7 @@ ALL = (
     "parameters",
     "gpu",
 )
-BY_NAME = ("full_size",)
+BY_NAME = ("full_size", "parameter_size")
 
 if __name__ == "__main__":
     chosen = sys.argv[1:] or ALL

@@ -88,9 +88,10 @@ def test_the_saved_pipeline_makes_networks(told):
 def test_the_page_shows_the_article_s_pictures(told):
     out, report = told
     page = (out / "report.html").read_text()
-    assert page.count("<svg") == 3 + 1 + 1 + 3 + 2
+    assert page.count("<svg") == 3 + 1 + 2 + 1 + 3 + 2
     assert report["settings"][0]["summary"]["overall"] in page.replace("&#x27;", "'")
-    for text in ("train-selected", "Critics", "t-SNE", "number to reach", "matched noise"):
+    assert report["settings"][0]["summary"]["novelty"][:40] in page.replace("&#x27;", "'")
+    for text in ("train-selected", "Novelty at equal accuracy", "Critics", "t-SNE", "number to reach", "matched noise"):
         assert text in page
 
 

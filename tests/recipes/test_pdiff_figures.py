@@ -37,7 +37,6 @@ def test_the_k_sweep_shows_our_k_beside_the_papers():
 @pytest.mark.parametrize(
     ("draw", "rows", "published"),
     [
-        (figures.layer_depths, {"originals": numbers(0.9), "first": numbers(0.8)}, ["71.9", "72.2", "76.8"]),
         (figures.noise_augmentation, {"none": numbers(0.6), "both": numbers(0.9)}, ["65.8", "67.3", "75.6"]),
     ],
 )
@@ -46,6 +45,25 @@ def test_bars_print_our_numbers_and_the_papers(draw, rows, published):
     expected = [f"{100 * row[name]:.1f}" for name in ("best", "mean", "median") for row in rows.values()]
     assert labels(ours) == expected
     assert set(published) <= set(labels(paper))
+
+
+def test_every_depth_stands_beside_its_own_originals():
+    rows = {"layer1": {"originals": numbers(0.9), "p-diff": numbers(0.8)}, "layer2": {"originals": numbers(0.7)}}
+    (ours, _), (paper, _) = figures.layer_depths(rows).panels
+    assert labels(ours) == ["92.0", "82.0", "72.0", "90.0", "80.0", "70.0", "91.0", "81.0", "71.0"]
+    assert "p-diff, layer1" in ours
+    assert {"71.9", "72.2", "76.8"} <= set(labels(paper))
+
+
+def test_the_noise_is_a_line_and_sets_are_points_of_every_run():
+    noise = [{"scale": s, "novelty": 0.1 * s, "accuracy": 0.9 - 0.02 * s * s} for s in (0.5, 1, 2, 4)]
+    places = {"Gaussian": {"novelty": 0.3, "accuracy": 0.88}, "p-diff": {"novelty": 0.25, "accuracy": 0.9}}
+    (whole, _), (near, _) = figures.novelty_curve([{"noise": noise, "places": places}] * 3).panels
+    for svg, dots in ((whole, 4), (near, 3)):
+        assert svg.count("<polyline") == 1
+        assert svg.count("fill-opacity") == 6
+        assert svg.count("<circle") >= dots
+    assert whole.index(">p-diff<") < whole.index(">Gaussian<")
 
 
 def test_a_collapse_is_drawn_from_zero():

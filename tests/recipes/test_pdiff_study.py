@@ -14,6 +14,7 @@ TINY = [
     *("steps=3", "batch_size=4", "codec.steps=3", "codec.batch_size=4", "unet.channels=8,", "log_every=1"),
     *("originals.count=6", "originals.main.epochs=1", "originals.skip=0", "task.train=64", "samples=4"),
     *("sampling_steps=4", "device=cpu", "runs=1", "norms=false", "sweep=1,3,6", "seeds=4", "seed_epochs=1"),
+    *("seed_codec.codes=2", "seed_codec.steps=2", "seed_codec.batch_size=2", "seed_codec.width=16", "seed_steps=2"),
 ]
 
 
@@ -67,12 +68,17 @@ def test_baselines_and_seeds_say_what_they_are(started):
     stages = started[1]["stages"]
     assert list(stages["baselines"]) == ["originals", "p-diff", "fine-tuned", "noise 0.5", "noise 1", "noise 2"]
     assert [len(group) for group in stages["baselines"].values()] == [6, 4, 6, 25, 25, 25]
-    assert {name: row["parameters"] for name, row in stages["seeds"].items()} == {"ConvNet-3": 1578, "MLP-3": 4785}
+    sizes = {"convnet3": 5450, "mlp3": 4785, "resnet": 5122}
+    assert {name: row["parameters"] for name, row in stages["seeds"].items()} == sizes
+    assert [len(row["runs"]) for row in stages["seeds"].values()] == [1, 1, 1]
 
 
 def test_depth_noise_and_protocol_have_a_row_each():
     recipe = tiny()
-    assert set(pdiff_stages.depth(recipe, None)) == {"originals", "BN of layer1", "BN of layer2", "BN of layer3"}
+    depths = pdiff_stages.depth(recipe, None)
+    assert set(depths) == {"layer1", "layer2", "layer3"}
+    assert all(set(kinds) == {"originals", "p-diff"} for kinds in depths.values())
+    assert len({kinds["originals"]["mean"] for kinds in depths.values()}) > 1  # each depth has originals of its own
     assert set(pdiff_stages.noise(recipe, None)) == {"none", "parameters", "latents", "both"}
 
 

@@ -23,6 +23,7 @@ from latentia.cli.inpaint import inpaint
 from latentia.cli.params import params
 from latentia.cli.recipes import recipes
 from latentia.cli.sample import sample
+from latentia.cli.tokens import decode, encode, reconstruct
 from latentia.cli.train import train
 from latentia.errors import LatentiaError
 
@@ -78,7 +79,7 @@ def main(
     """Compress, then generate: train latent generative models from scratch, sample them, judge them."""
 
 
-for command in (demo, train, sample, img2img, inpaint, evaluate, recipes, info, convert):
+for command in (demo, train, sample, img2img, inpaint, evaluate, encode, decode, reconstruct, recipes, info, convert):
     app.command()(command)
 app.add_typer(params)
 

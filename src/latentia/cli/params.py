@@ -22,7 +22,7 @@ def generate(
     pipeline: Annotated[str, typer.Argument(help="Folder of a p-diff run or pipeline.")],
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="Networks.")] = 100,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for NUMBER.safetensors. Overwrites what is there.")
+        Path, typer.Option("--out", "-o", help="Folder for NUMBER.safetensors; goes on where it was stopped.")
     ] = Path("nets"),
     steps: Annotated[int, typer.Option(min=1, help="Steps of the sampler; the article takes 1000.")] = 250,
     scheduler: Scheduler = None,

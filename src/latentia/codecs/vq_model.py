@@ -1,12 +1,15 @@
 """VQModel: the vector-quantised autoencoder of VQ-VAE, VQGAN and latent diffusion."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from latentia.codecs.quantizers.vq import VectorQuantizer
+from latentia.codecs.quantizers.quantizer import Quantizer
+from latentia.codecs.quantizers.registry import QUANTIZERS, build_quantizer
 from latentia.codecs.spatial_codec import DecoderOutput, SpatialCodec
 from latentia.core.arguments import check_counts
 from latentia.core.config import register_to_config
@@ -32,8 +35,9 @@ class VQDecoderOutput(DecoderOutput):
 class VQModel(SpatialCodec):
     """x → z → e_k, the nearest of K codes at each position → x̂ (van den Oord et al. 2017; Esser et al. 2021).
 
-    Arguments, state-dict keys and outputs are those of Diffusers' class of the same name. Latents are the continuous
-    z, which priors learn; decoding quantises (Rombach et al. 2022). `to_tokens` and `from_tokens` speak of k itself.
+    Arguments, state-dict keys and outputs are those of Diffusers' class of the same name, as long as `quantizer` is
+    `vq`. Latents are the continuous z, which priors learn; decoding quantises (Rombach et al. 2022). `to_tokens` and
+    `from_tokens` speak of k itself.
 
     Args:
         in_channels, out_channels: of x and of its reconstruction.
@@ -41,7 +45,7 @@ class VQModel(SpatialCodec):
             f = 2^(stages − 1).
         latent_channels: channels between encoder, decoder and the 1×1 convolutions around the quantizer.
         sample_size: side of the training pictures, the default side of a tile.
-        num_vq_embeddings: K, codes in the codebook.
+        num_vq_embeddings: K, codes in the codebook, or the alphabet of a token of another quantizer.
         norm_num_groups: groups of the normalisations.
         vq_embed_dim: d, channels of z and of a code; None: `latent_channels`.
         scaling_factor: z = z_raw·scale; see `set_scale`. Latent diffusion leaves VQ latents alone (1.0).
@@ -52,12 +56,14 @@ class VQModel(SpatialCodec):
         beta: β of the quantizer's loss. Not an argument of Diffusers, which has 0.25 fixed.
         legacy_beta: β on the codebook term, where Diffusers has it, instead of the commitment; it changes training,
             never an output. Not an argument of Diffusers.
+        quantizer: a name of `QUANTIZERS`; Diffusers knows `vq` alone.
+        quantizer_options: its arguments beyond `dim`, K, β and `legacy_beta`, such as {"decay": 0.995}.
 
     Raises `UnknownChoiceError` for an unknown name, `ConfigError` for lengths and widths that do not fit and for
     spatial normalisation.
     """
 
-    extensions = frozenset({"beta", "legacy_beta"})
+    extensions = frozenset({"beta", "legacy_beta", "quantizer", "quantizer_options"})
 
     @register_to_config
     def __init__(
@@ -81,13 +87,15 @@ class VQModel(SpatialCodec):
         force_upcast: bool = False,
         beta: float = 0.25,
         legacy_beta: bool = False,
+        quantizer: str = "vq",
+        quantizer_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self._check_config()
         dim = latent_channels if vq_embed_dim is None else vq_embed_dim
         self.encoder, decoder = self._halves(latent_channels)
         self.quant_conv = nn.Conv2d(latent_channels, dim, 1)
-        self.quantize = VectorQuantizer(num_vq_embeddings, dim, beta, legacy_beta)
+        self.quantize = self._quantizer(dim)
         self.post_quant_conv = nn.Conv2d(dim, latent_channels, 1)
         self.decoder = decoder
         self._set_switches()
@@ -97,10 +105,27 @@ class VQModel(SpatialCodec):
         super()._check_config()
         check_counts(c, ("num_vq_embeddings",), optional=("vq_embed_dim",))
         check_choice("norm_type", c.norm_type, ("group", "spatial"))
+        check_choice("quantizer", c.quantizer, QUANTIZERS)
         if c.norm_type == "spatial":
             raise ConfigError(
                 "norm_type 'spatial', the decoder of MoVQ (Kandinsky), is not built: only norm_type 'group' is"
             )
+
+    def _quantizer(self, dim: int) -> Quantizer:
+        c, known = self.config, QUANTIZERS[self.config.quantizer].options
+        own = {"num_codes": c.num_vq_embeddings, "beta": c.beta, "legacy_beta": c.legacy_beta}
+        own["group_bits"] = (c.num_vq_embeddings - 1).bit_length()
+        for name in ("beta", "legacy_beta"):
+            if name not in known and c[name] != self.config_defaults()[name]:
+                raise ConfigError(f"quantizer {c.quantizer!r} has no {name}, got {c[name]}: leave it out")
+        given = {name: value for name, value in own.items() if name in known} | dict(c.quantizer_options or {})
+        built = build_quantizer(c.quantizer, dim=dim, **given)
+        if built.num_codes != c.num_vq_embeddings:
+            raise ConfigError(
+                f"num_vq_embeddings is {c.num_vq_embeddings}, but tokens of {c.quantizer!r} with {given} have "
+                f"{built.num_codes} values: set num_vq_embeddings={built.num_codes}"
+            )
+        return built
 
     @property
     def z_channels(self) -> int:
@@ -126,7 +151,7 @@ class VQModel(SpatialCodec):
 
         Args:
             h: raw latents; or tokens, with `force_not_quantize` in a model with `lookup_from_codebook`: (B, h, w), or
-                any shape together with `shape`.
+                any shape together with `shape`; for quantizers of q > 1 tokens a position (B, h, w, q).
             force_not_quantize: decode h as it is.
             return_dict: False returns `(sample, commit_loss)`.
             shape: (B, h, w, d) of the looked-up codes.
@@ -144,17 +169,19 @@ class VQModel(SpatialCodec):
         return VQDecoderOutput(sample, loss) if return_dict else (sample, loss)
 
     def _codes(self, indices: torch.Tensor, shape: Sequence[int] | None) -> torch.Tensor:
+        each = () if self.quantize.tokens == 1 else (self.quantize.tokens,)
         if shape is not None:
-            positions = tuple(shape[:-1])
+            positions = (*shape[:-1], *each)
             if len(shape) != 4 or shape[-1] != self.z_channels or indices.numel() != torch.Size(positions).numel():
                 raise InputError(
                     f"shape {tuple(shape)} does not fit {indices.numel()} tokens: expected (batch, height, width, "
                     f"{self.z_channels})"
                 )
             indices = indices.reshape(positions)
-        if indices.ndim != 3:
-            raise InputError(f"tokens have shape {tuple(indices.shape)}: expected (batch, height, width)")
-        return self.quantize.embed(indices)
+        if indices.ndim != 3 + len(each) or indices.shape[3:] != each:
+            expected = ", ".join(("batch", "height", "width", *map(str, each)))
+            raise InputError(f"tokens have shape {tuple(indices.shape)}: expected ({expected})")
+        return self.quantize.embed(indices).to(self.dtype)
 
     def forward(
         self, sample: torch.Tensor, return_dict: bool = True
@@ -174,16 +201,33 @@ class VQModel(SpatialCodec):
         shift, scale = self._shift_and_scale(z)
         return self._decode(self.quantize(z / scale + shift).values)
 
+    @property
+    def num_codes(self) -> int:
+        """K, the alphabet of a token."""
+        return self.quantize.num_codes
+
+    def token_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """(C, H, W) of x → (h, w), or (h, w, q) for quantizers of q tokens; raises as `latent_shape`."""
+        _, height, width = self.latent_shape(shape)
+        return (height, width) if self.quantize.tokens == 1 else (height, width, self.quantize.tokens)
+
     def to_tokens(self, x: torch.Tensor) -> torch.Tensor:
-        """x (B, in_channels, H, W) in [-1, 1] → tokens (B, H/f, W/f) int64 in 0 … K − 1."""
+        """x (B, in_channels, H, W) in [-1, 1] → tokens (B, *token_shape) int64 in 0 … K − 1."""
         return self.quantize.assign(self._encode(x))
 
-    def from_tokens(self, indices: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, h, w) → x̂ (B, out_channels, f·h, f·w). Raises `InputError` for tokens that are none."""
+    def from_tokens(self, indices: torch.Tensor, generator: Generators = None) -> torch.Tensor:
+        """Tokens (B, *token_shape) → x̂ (B, out_channels, f·h, f·w); nothing is drawn, `generator` is for all codecs.
+
+        Raises `InputError` for tokens that are none.
+        """
         return self._decode(self._codes(indices, None))
 
+    def bits(self, shape: Sequence[int]) -> float:
+        """Bits of one picture (C, H, W): its tokens times log2 K."""
+        return math.prod(self.token_shape(shape)) * math.log2(self.num_codes)
+
     def bits_per_element(self) -> float:
-        """log2(K)/d: a token stands for the d elements of z at one position, so h·w·log2 K bits for all of z."""
+        """q·log2(K)/d: the q tokens of a position stand for its d elements of z."""
         return self.quantize.bits_per_position() / self.z_channels
 
     def set_scale(self, shift: float, scale: float) -> None:

@@ -38,6 +38,32 @@ class Codec(Protocol):
 
 
 @runtime_checkable
+class TokenCodec(Codec, Protocol):
+    """x ↔ tokens, whole numbers 0 … K − 1: a codec whose pictures cost a known number of bits."""
+
+    @property
+    def num_codes(self) -> int:
+        """K, the alphabet of one token."""
+        ...
+
+    def token_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """(C, H, W) of x → shape of its tokens without batch: (h, w) or (S,), with a last axis of q if there are q."""
+        ...
+
+    def to_tokens(self, x: torch.Tensor) -> torch.Tensor:
+        """x (B, C, H, W) → (B, *token_shape) int64."""
+        ...
+
+    def from_tokens(self, indices: torch.Tensor, generator: Generators = None) -> torch.Tensor:
+        """(B, *token_shape) → x̂ (B, C, H, W); a codec whose decoder samples uses `generator`."""
+        ...
+
+    def bits(self, shape: Sequence[int]) -> float:
+        """Bits of one picture of `shape` (C, H, W): number of tokens · log2 K."""
+        ...
+
+
+@runtime_checkable
 class Denoiser(Protocol):
     """Sees a noisy `sample` (B, C, ...) at `timestep` ((B,) or scalar); predicts ε, x₀, v or a flow."""
 

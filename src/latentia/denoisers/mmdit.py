@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from latentia.errors import ConfigError, check_choice
-from latentia.nn.embeddings import Timesteps, TimestepEmbedding
+from latentia.nn.embeddings import TimestepEmbedding, Timesteps
 from latentia.nn.mmdit_block import EPS, MMDiTBlock
 from latentia.nn.rope import THETA, rope_axes, rope_table
 
@@ -55,7 +55,7 @@ class MMDiT(nn.Module):
             raise ConfigError(f"width {width} does not divide into {heads} heads")
         self.axes = rope_axes(width // heads) if axes is None else tuple(axes)
         if sum(self.axes) != width // heads or any(a % 2 for a in self.axes):
-            raise ConfigError(f"rope axes {self.axes} must be even and add up to the {width // heads} channels of a head")
+            raise ConfigError(f"rope axes {self.axes} must be even and add up to {width // heads}, a head's width")
         self.read, self.width, self.theta = read, width, theta
         self.image_in = nn.Linear(patch_dim, width)
         self.code_in = None if code_dim is None else nn.Linear(code_dim, width)

@@ -4,8 +4,8 @@
     vanilla         D: ½ mean softplus(−D(x)) + ½ mean softplus(D(x̂))             G: −mean D(x̂)
     non_saturating  D: as vanilla                                                   G: mean softplus(−D(x̂))
 
-`hinge` and `vanilla` are those of taming-transformers (Esser et al. 2021), which has one G for both; `non_saturating` is
-Goodfellow et al.'s (2014), which MaskGIT's tokenizer uses.
+`hinge` and `vanilla` are those of taming-transformers (Esser et al. 2021), which has one G for both; `non_saturating`
+is Goodfellow et al.'s (2014), which MaskGIT's tokenizer uses.
 """
 
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def adaptive_weight(
 def r1_penalty(discriminator: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """½ E‖∂ΣD(x)/∂x‖², the squared slope at real pictures, a mean over the batch (Mescheder et al. 2018, R₁).
 
-    Differentiable in the discriminator. In evaluation-free norms only: with batch norm a logit depends on its neighbours.
+    Differentiable in the discriminator, which must judge each picture by itself: no batch norm.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)

@@ -43,7 +43,7 @@ class LPIPS(nn.Module):
         self.name = f"lpips-{net}"
         self.taps = TAPS[net]
         with torch.device("meta"):
-            self.features = _vgg16() if net == "vgg" else _alexnet()
+            self.features = trunk(net)
             self.heads = nn.ParameterList(nn.Parameter(torch.empty(width)) for width in WIDTHS[net])
         given = lpips_tensors(read_weights(weights))
         wanted = self.state_dict()
@@ -74,19 +74,24 @@ class LPIPS(nn.Module):
 
 
 def unit(maps: torch.Tensor) -> torch.Tensor:
-    """Maps (B, C, h, w) scaled to length 1 at each position, in float32 at least; zeros stay zeros, gradients finite."""
+    """Maps (B, C, h, w) scaled to length 1 at each position, float32 at least; zeros stay zeros, gradients finite."""
     wide = maps if maps.dtype == torch.float64 else maps.float()
     return wide / (torch.linalg.vector_norm(wide, dim=1, keepdim=True) + EPS)
 
 
 def check_pictures(x: torch.Tensor, x_hat: torch.Tensor, channels: tuple[int, ...], least: int) -> None:
-    """Raise `InputError` unless both are (B, C, H, W) of one shape, with these channels and sides of at least `least`."""
+    """Raise `InputError` unless both are (B, C, H, W) of one shape, these channels, and sides of at least `least`."""
     if x.ndim != 4 or x.shape != x_hat.shape or x.shape[1] not in channels or min(x.shape[2:]) < least:
         wanted = " or ".join(map(str, channels))
         raise InputError(
             f"a perceptual distance needs two tensors (B, {wanted}, H, W) of one shape and sides of at least {least}, "
             f"got {tuple(x.shape)} and {tuple(x_hat.shape)}"
         )
+
+
+def trunk(net: str) -> nn.Sequential:
+    """The convolutions of `vgg` or `alex` under torchvision's numbers, at their random start."""
+    return _vgg16() if net == "vgg" else _alexnet()
 
 
 def _vgg16() -> nn.Sequential:

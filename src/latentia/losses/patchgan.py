@@ -25,7 +25,7 @@ PREFIXES = ("loss.discriminator.", "first_stage_model.loss.discriminator.")
 class PatchDiscriminator(ModelMixin):
     """x (B, C, H, W) → logits (B, 1, h, w), one for each overlapping patch (Isola et al. 2017, "PatchGAN").
 
-        conv 4×4 ↓2, LeakyReLU · (layers − 1) × [conv 4×4 ↓2, norm, LeakyReLU] · conv 4×4, norm, LeakyReLU · conv 4×4 → 1
+        conv ↓2, LeakyReLU · (layers − 1) × [conv ↓2, norm, LeakyReLU] · conv, norm, LeakyReLU · conv → 1   (all 4×4)
 
     with widths width·min(2ⁿ, 8), padding 1, slope 0.2, no bias where a norm follows; convolutions start at N(0, 0.02²),
     norms at N(1, 0.02²). A logit sees a patch of 16, 34, 70 pixels for 1, 2, 3 layers (`receptive_field`).
@@ -82,11 +82,11 @@ class PatchDiscriminator(ModelMixin):
         return max(side, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (B, in_channels, H, W) → logits (B, 1, h, w). Raises `InputError` for another shape or a picture too small."""
+        """x (B, in_channels, H, W) → logits (B, 1, h, w). Raises `InputError` for a wrong shape or too few pixels."""
         if x.ndim != 4 or x.shape[1] != self.config.in_channels or min(x.shape[2:]) < self.smallest:
             raise InputError(
                 f"the discriminator judges x of (B, {self.config.in_channels}, ≥ {self.smallest}, ≥ {self.smallest}), "
-                f"got {tuple(x.shape)}: give it fewer layers, or larger pictures"
+                f"got {tuple(x.shape)}: fewer layers, or larger pictures"
             )
         logits: torch.Tensor = self.main(x)
         return logits

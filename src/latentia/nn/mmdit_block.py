@@ -64,8 +64,9 @@ class Stream(nn.Module):
         self.heads, self.width, self.ends = heads, width, ends
         self.mod = Modulation(width) if modulated else None
         self.qkv = nn.Linear(width, 3 * width)
-        self.query_norm, self.key_norm = HeadNorm(width // heads), HeadNorm(width // heads)
+        self.key_norm = HeadNorm(width // heads)
         if not ends:
+            self.query_norm = HeadNorm(width // heads)
             hidden = int(width * mlp_ratio)
             self.proj = nn.Linear(width, width)
             self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))

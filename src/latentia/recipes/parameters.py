@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentia.core.artifacts import write_safetensors
-from latentia.core.files import write_atomic
+from latentia.core.files import read_json, write_atomic, write_text_atomic
 from latentia.errors import InputError
 from latentia.recipes.samplers import make_sampler
 from latentia.recipes.sources import resolve_device
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     import torch
 
     from latentia.methods.pdiff.pipeline import ParameterDiffusionPipeline
+
+RECORD = "networks.json"
+"""Beside the networks: of which pipeline, seed and sampler they are."""
 
 
 def open_parameters(
@@ -51,21 +56,62 @@ def write_networks(
     """Generate networks number `start` … `start + count − 1` of `seed` into `folder`: `00017.safetensors` and so on.
 
     Every file is a whole state dict for `load_state_dict`: tied tensors stand in it under each of their names. Network
-    i is the same whatever else is generated.
+    i is the same whatever else is generated. Each batch is written before the next is generated, and what the folder
+    holds of the same pipeline, seed and sampler is not generated again: a stopped call goes on when it is repeated.
 
-    Raises `InputError` when `folder` is a file.
+    Raises `InputError` when `folder` is a file, or holds networks that were made otherwise.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: give a folder for the networks")
     numbers = range(start, start + count)
-    made: Any = pipe(
-        num_samples=count, seed=seed, sample_indices=list(numbers), num_inference_steps=steps, max_batch=batch_size
-    )
-    files = []
-    for number, state in zip(numbers, made.state_dicts):
-        files.append(folder / f"{number:05d}.safetensors")
-        write_atomic(files[-1], writer(state))
-    return files
+    files = {number: folder / f"{number:05d}.safetensors" for number in numbers}
+    record = {"seed": seed, "steps": steps, "pipeline": fingerprint(pipe)}
+    known = check_record(folder, record, list(files.values()))
+    missing = [number for number, file in files.items() if not (known and file.is_file())]
+    for at in range(0, len(missing), batch_size):
+        some = missing[at : at + batch_size]
+        try:
+            made: Any = pipe(num_samples=len(some), seed=seed, sample_indices=some, num_inference_steps=steps)
+            if not at:  # the call was right: now there is something to write
+                write_text_atomic(folder / RECORD, json.dumps(record, indent=2) + "\n")
+            for number, state in zip(some, made.state_dicts):
+                write_atomic(files[number], writer(state))
+        except KeyboardInterrupt:
+            done = sum(file.is_file() for file in files.values()) if known or at else 0
+            raise KeyboardInterrupt(
+                f"interrupted: {done} of {count} networks are in {folder}; the same command goes on"
+            ) from None
+    return list(files.values())
+
+
+def check_record(folder: Path, record: dict[str, Any], files: list[Path]) -> bool:
+    """Whether `folder` holds networks of this record. Raises `InputError` when it holds others."""
+    path = folder / RECORD
+    if path.is_file():
+        before = read_json(path)
+        differ = [key for key, value in record.items() if before.get(key) != value]
+        if differ:
+            listed = ", ".join(f"{key} {before.get(key)!r} there, {record[key]!r} here" for key in differ)
+            raise InputError(f"{folder} holds networks that were made otherwise ({listed}): choose another folder")
+        return True
+    taken = next((file.name for file in files if file.exists()), None)
+    if taken is not None:
+        raise InputError(f"{folder} holds {taken}, which was not generated here: choose another folder")
+    return False
+
+
+def fingerprint(pipe: ParameterDiffusionPipeline) -> str:
+    """A digest of everything that decides what network i of a seed is: all tensors, and the sampler's settings."""
+    import torch
+
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(type(pipe.scheduler).__name__.encode())
+    digest.update(json.dumps(dict(pipe.scheduler.config), sort_keys=True, default=str).encode())
+    for part in (pipe.autoencoder, pipe.unet, pipe.template):
+        for name, tensor in part.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def writer(state: dict[str, torch.Tensor]) -> Callable[[Path], None]:

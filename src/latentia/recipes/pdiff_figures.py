@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Numbers = Mapping[str, float]
 """best, mean and median of one setting, as shares of 1; optionally `spread`, that of the mean over runs."""
 Pair = tuple[float, float]
+NOISE_FROM, NOISE_TO = "1/16", "4"
 SHOWN = ("best", "mean", "median")
 HERE = "Here, on digits"
 
@@ -68,9 +69,10 @@ def k_sweep(by_k: Mapping[int, Numbers], originals: float | None = None) -> Figu
     )
 
 
-def layer_depths(by_layers: Mapping[str, Numbers]) -> Figure:
-    """Accuracy by the depth of the generated layers; `originals` may be one of the names."""
-    return _grouped(by_layers, "layers")
+def layer_depths(by_depth: Mapping[str, Mapping[str, Numbers]]) -> Figure:
+    """Accuracy by the depth of the generated layers: depth → `originals` and `p-diff`, beside each other."""
+    rows = {f"{kind}, {depth}": numbers for depth, kinds in by_depth.items() for kind, numbers in kinds.items()}
+    return _grouped(rows, "layers")
 
 
 def noise_augmentation(by_noise: Mapping[str, Numbers]) -> Figure:
@@ -79,14 +81,19 @@ def noise_augmentation(by_noise: Mapping[str, Numbers]) -> Figure:
 
 
 def whole_networks(rows: Mapping[str, Sequence[float]]) -> Figure:
-    """Whole networks from independent seeds: name → (original, ensemble, p-diff), as shares of 1."""
-    names = ("original", "ensemble", "p-diff")
-    ours = {name: dict(zip(names, row, strict=True)) for name, row in rows.items()}
-    paper = {k: dict(zip(names, row)) for k, row in PAPER["whole networks"].values.items() if "CIFAR-10" in k.split()}
+    """Whole networks from independent seeds: name → (original, ensemble, p-diff), as shares of 1.
+
+    A fourth number is that of `pdiff-seeds`, which the paper does not have.
+    """
+    names = ("original", "ensemble", "p-diff", "matched p-diff")
+    theirs = names[:3]
+    shown = names[: max(3, *map(len, rows.values()))]
+    ours = {name: dict(zip(shown, row, strict=True)) for name, row in rows.items()}
+    paper = {k: dict(zip(theirs, row)) for k, row in PAPER["whole networks"].values.items() if "CIFAR-10" in k.split()}
     return Figure(
         (
-            (_bar_panel(_percent(ours, names), names), f"{HERE}. {_CUT}"),
-            (_bar_panel(paper, names), f"Paper: CIFAR-10. {_CUT}"),
+            (_bar_panel(_percent(ours, shown), shown), f"{HERE}. {_CUT}"),
+            (_bar_panel(paper, theirs), f"Paper: CIFAR-10. {_CUT}"),
         ),
         PAPER["whole networks"].caption(),
     )
@@ -145,6 +152,38 @@ def accuracy_and_similarity(groups: Mapping[str, Sequence[Pair]], critics: bool 
         panels.append((_boxes("critics"), "Critics: where their points lie"))
         note += f" Critics: {PAPER['critics'].says} ({PAPER['critics'].source})."
     return Figure(tuple(panels), note)
+
+
+def novelty_curve(curves: Sequence[Mapping[str, Any]], generated: str = "p-diff") -> Figure:
+    """Mean accuracy against novelty (1 − similarity to the nearest original): noise over scales, and sets of networks.
+
+    `curves` are the runs' `novelty.Curve` as plain numbers. The line is the noise's mean over runs, a marker each set
+    in one run; the second panel is where the sets lie. Beyond the line (up, right) is what noise does not give.
+    """
+    line = [
+        tuple(float(np.mean([each[field] for each in column])) for field in ("novelty", "accuracy"))
+        for column in zip(*(curve["noise"] for curve in curves))
+    ]
+    noise = [(novelty, 100 * accuracy) for novelty, accuracy in line]
+    names = sorted(curves[0]["places"], key=lambda name: name != generated)
+    sets = {
+        name: [(curve["places"][name]["novelty"], 100 * curve["places"][name]["accuracy"]) for curve in curves]
+        for name in names
+    }
+    points = [point for group in sets.values() for point in group]
+    near = [max(y for _, y in points) - 3 * (max(y for _, y in points) - min(y for _, y in points)) - 1.0, 0.0]
+    panels = []
+    for shown, caption in (
+        (noise, f"{HERE}: noise of {NOISE_FROM} to {NOISE_TO} spreads"),
+        ([mark for mark in noise if mark[1] >= near[0]], "The same, near the networks in question"),
+    ):
+        x, y = (Axis.of([mark[i] for mark in [*shown, *points]]) for i in (0, 1))
+        plot = Plot(x, y, "novelty: 1 − similarity to the nearest original", "mean accuracy, %", 400)
+        plot.line("noise on a checkpoint", shown, 5)
+        for ink, (name, group) in enumerate(sets.items()):
+            plot.scatter(name, group, ink, size=4.5)
+        panels.append((plot.svg(), caption))
+    return Figure(tuple(panels), "The paper has no such comparison; its critics compared with noise of two strengths.")
 
 
 def latent_map(groups: Mapping[str, Any], seed: int = 0, perplexity: float = 30.0) -> Figure:

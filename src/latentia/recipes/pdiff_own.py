@@ -80,9 +80,9 @@ class OwnNetworks(NetworkDiffusion):
         return new_network(lambda: network_of(self.module), self.seed)
 
     def check(self) -> None:
-        """Call all of your functions once, and read the folder: whatever does not fit is told before anything starts.
+        """Call your functions once and read the folder: what does not fit is told before anything starts.
 
-        Raises `InputError` for what is missing and for what does not fit, `ArtifactError` for files that cannot be read.
+        Raises `InputError` for what is missing or does not fit, `ArtifactError` for files that cannot be read.
         """
         from latentia.recipes import pdiff_own_source as source
 
@@ -135,12 +135,12 @@ def pdiff() -> OwnNetworks:
 
     Command: latentia train pdiff module=mynets:build patterns=head.* checkpoints=folder/ --out runs/mine
     Cost:    about 15 CPU-seconds at D = 2,048, without the collecting; add --dry-run for yours.
-    Expect:  no number of ours: report.html has yours beside every control. On `pdiff-digits`, the same recipe, generated
-             networks are as good as their originals (88.1 % and 88.0 %), and so are averages and Gaussians.
+    Expect:  no number of ours: report.html has yours beside every control. On `pdiff-digits`, the same recipe,
+             generated networks are as good as their originals (88.1 % and 88.0 %), and so are averages and Gaussians.
 
-    `module` is called without arguments; `trainer` with the seed, and yields state dicts; `data` returns x and y; `score`
-    takes a network and returns a number. They are looked for in the working directory first. Without data and score the
-    report knows distances between weights alone.
+    `module` is called without arguments; `trainer` with the seed, and yields state dicts; `data` returns x and y;
+    `score` takes a network and returns a number. They are looked for in the working directory first. Without data and
+    score the report knows distances between weights alone.
     """
     return OwnNetworks(
         name="pdiff",

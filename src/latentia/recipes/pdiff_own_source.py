@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,11 @@ import torch.nn.functional as F
 
 from latentia.core import transaction
 from latentia.core.rng import derive_seed
-from latentia.errors import InputError, TrainingError
+from latentia.errors import InputError, LatentiaError, TrainingError
 from latentia.methods.pdiff.checkpoints import LAYOUT, META, Checkpoints, Gathering, check_same
 from latentia.methods.pdiff.layout import ParameterLayout
-from latentia.recipes.user_code import called, images_of, load_named, network_of, score_of
+from latentia.methods.pdiff.many import fork_rng
+from latentia.recipes.user_code import a, called, images_of, load_named, network_of, reason, score_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,26 +48,26 @@ def rehearse(recipe: OwnNetworks) -> None:
     x, y = images_of(recipe.data)
     split(recipe, len(x))
     trains = not (recipe.checkpoints or recipe.trainer)
-    if trains and not recipe.loss and not are_classes(y):
-        raise InputError(
-            f"data: y is {y.dtype} {tuple(y.shape)}, but cross-entropy wants classes, integers (N,): "
-            "name a loss=mynets:loss of (output, y)"
-        )
+    if not are_classes(y) and not (trains and recipe.loss):
+        advice = "name a loss=mynets:loss of (output, y)" if trains else "leave data out, and name a score=mynets:score"
+        wants = "cross-entropy" if trains else "judging by accuracy"
+        raise InputError(f"data: y is {y.dtype} {tuple(y.shape)}, but {wants} wants classes, integers (N,): {advice}")
     try_out(recipe, network, x[:LEAST], y[:LEAST], trains)
 
 
 def try_out(recipe: OwnNetworks, network: nn.Module, x: torch.Tensor, y: torch.Tensor, trains: bool) -> None:
     """One forward pass, and the loss and its gradient where your network is to be trained."""
+    loss = loss_of(recipe)
     try:
-        output = network(x)
-        if trains:
-            loss_of(recipe)(output, y).backward()
-        elif are_classes(y):
-            F.cross_entropy(output, y)
+        with fork_rng(x.device):
+            output = network(x)
+            if trains:
+                loss(output, y).backward()
+            elif are_classes(y):
+                F.cross_entropy(output, y)
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        what = f"x {tuple(x.shape)} and y {tuple(y.shape)}"
-        raise InputError(f"your network fails on the first {len(x)} of your data, {what}: {reason}") from error
+        what = f"x {tuple(x.shape)}, y {tuple(y.shape)}"
+        raise InputError(f"your network fails on the first {len(x)} of your data, {what}: {reason(error)}") from error
 
 
 def from_folder(recipe: OwnNetworks) -> Checkpoints:
@@ -102,28 +103,23 @@ def from_trainer(recipe: OwnNetworks, folder: Path | None) -> Checkpoints:
             gathering.add(state, f"network {number} of {recipe.trainer}")
         if not len(gathering):
             raise InputError(f"trainer: {recipe.trainer} yielded nothing: yield state dicts, network.state_dict()")
-    except BaseException as error:
-        if folder is None or not len(gathering):
-            raise
-        gathering.finish().save(folder / STOPPED)
-        kept = f"the {len(gathering)} networks before it are kept: checkpoints={folder / STOPPED} goes on with them"
+    except (Exception, KeyboardInterrupt) as error:
+        count, saved = len(gathering), ""
+        if folder is not None and count:
+            gathering.finish().save(folder / STOPPED)
+            saved = f"; the {count} networks before it are kept: checkpoints={folder / STOPPED} goes on with them"
         if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"interrupted: {kept}, --resume trains anew") from None
-        if isinstance(error, Exception):
-            raise TrainingError(f"{error}; {kept}") from error
-        raise
+            raise KeyboardInterrupt(f"interrupted{saved or ' in the trainer'}; --resume calls it anew") from None
+        words = str(error) if isinstance(error, LatentiaError) else f"trainer: {recipe.trainer} failed: {reason(error)}"
+        raise TrainingError(words + saved) from error
     return gathering.finish()
 
 
-def _iterated(recipe: OwnNetworks, states: Any) -> Any:
-    """The states, one by one, with errors of the user's code as ours."""
-    if isinstance(states, torch.nn.Module) or not isinstance(getattr(states, "__iter__", None), Callable):  # type: ignore[arg-type]
-        raise InputError(
-            f"trainer: {recipe.trainer} returned a {type(states).__name__}: it must return, or yield, state dicts"
-        )
-    if isinstance(states, dict):
-        raise InputError(f"trainer: {recipe.trainer} returned one dict: yield {{...}} for each network, or a list")
-    return states
+def _iterated(recipe: OwnNetworks, states: Any) -> Iterator[Any]:
+    """An iterator over the states; `InputError` for anything else."""
+    if isinstance(states, Iterable) and not isinstance(states, Mapping | torch.nn.Module | torch.Tensor | str):
+        return iter(states)
+    raise InputError(f"trainer: {recipe.trainer} returned {a(states)}: it must yield a state dict for each network")
 
 
 def from_data(recipe: OwnNetworks, folder: Path | None) -> Checkpoints:
@@ -175,7 +171,9 @@ def split(recipe: OwnNetworks, count: int) -> dict[str, torch.Tensor]:
     parts = {"fit": order[:fit], "select": order[fit:half], "test": order[half:]}
     for name, rows in parts.items():
         if len(rows) < LEAST and (trains or name != "fit"):
-            raise InputError(f"data: {count} samples leave {len(rows)} to {name}, at least {LEAST} are needed: give more")
+            raise InputError(
+                f"data: {count} samples leave {len(rows)} to {name}, at least {LEAST} are needed: give more"
+            )
     return {name: rows.sort().values for name, rows in parts.items()}
 
 
@@ -204,7 +202,7 @@ def training_work(recipe: OwnNetworks, network: nn.Module) -> list[Work]:
     """What training your network costs; nothing where it cannot run without values (on the meta device)."""
     from latentia.recipes.plan import Work
 
-    x, y = images_of(recipe.data)
+    x, _ = images_of(recipe.data)
     run, fit = recipe.training, len(split(recipe, len(x))["fit"])
 
     def images(batch: int) -> tuple[torch.Tensor, ...]:
@@ -213,15 +211,19 @@ def training_work(recipe: OwnNetworks, network: nn.Module) -> list[Work]:
     def placed() -> nn.Module:
         return copy.deepcopy(network).to(torch.get_default_device())
 
+    def call(network: nn.Module, x: torch.Tensor) -> Any:
+        return network.eval()(x)  # BatchNorm has no use for one sample
+
     try:
         with torch.device("meta"), torch.no_grad():
-            placed()(*images(2))
+            call(placed(), *images(1))
     except Exception:  # a network may look at values
         return []
     collecting = run.skip + 1 + (recipe.count - 1) * run.every
     seen = run.main.epochs * fit + collecting * run.collect.batch_size
-    batch = min(run.main.batch_size, fit)
-    return [Work("autoencoder", recipe.module, placed, images, seen, batch, batch)]
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # they do not share this training out
+    batch = max(1, min(run.main.batch_size, fit) // processes) * processes
+    return [Work("autoencoder", recipe.module, placed, images, seen, batch, batch, call=call)]
 
 
 def _first() -> bool:

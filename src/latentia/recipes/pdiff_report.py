@@ -14,10 +14,13 @@ from latentia.recipes.pdiff_paper import PAPER
 from latentia.recipes.svg import Axis, Plot
 
 if TYPE_CHECKING:
+    from latentia.methods.pdiff.novelty import Equal
     from latentia.recipes.pdiff_digits import PDiffDigits
 
 SIMILARITIES = {"originals": "originals", "generated": "p-diff", "across": "originals × p-diff"}
 SIMILARITIES |= {"nearest": "nearest original"}
+EQUAL_COLUMNS = ["networks", "accuracy", "noise's accuracy", "novelty", "noise's novelty", "difference"]
+EQUAL_COLUMNS += ["noise, spreads"]
 
 
 def write_report(
@@ -31,8 +34,8 @@ def write_report(
         "run are compressed by an autoencoder, a diffusion model learns their latents, and "
         f"{recipe.samples} new networks are drawn from noise. All of it was done {recipe.runs} times, from the "
         "checkpoints on, under other seeds. Networks are chosen on training images that none was fitted to, and "
-        "reported on test images; only the matched noise seeks its similarity there. The recipe's own settings were "
-        "found under seed 0 with test accuracy in view; other seeds played no part in that.",
+        "reported on test images; only matched noise seeks its similarity, or its mean accuracy, there. The recipe's "
+        "own settings were found under seed 0 with test accuracy in view; other seeds played no part in that.",
     )
     for setting in settings:
         tell_setting(page, setting)
@@ -80,6 +83,16 @@ def tell_setting(page: StudyPage, setting: Setting) -> None:
     )
     page.figure(figures.accuracy_and_similarity(drawn["scatter"]))
     page.figure(figures.four_similarities({SIMILARITIES[name]: value for name, value in drawn["similarity"].items()}))
+    curves = [run.curve.model_dump() for run in summary.runs if run.curve is not None]
+    if curves:
+        page.section(
+            "Novelty at equal accuracy",
+            summary.novelty,
+            "A worse network is always newer. So the strength of noise on checkpoints is sought at which its networks "
+            "are as accurate on average as those in question, and novelty is compared there.",
+        )
+        page.figure(figures.novelty_curve(curves))
+        page.table(EQUAL_COLUMNS, list(map(equal_row, summary.equals)))
     page.section(
         "Where the networks lie, and how they get there",
         "White latents of pure noise decode to networks as far apart as the originals: generations wander among them "
@@ -87,6 +100,14 @@ def tell_setting(page: StudyPage, setting: Setting) -> None:
     )
     page.figure(point_map(drawn["latents"]))
     page.figure(figures.trajectories(drawn["trajectories"]))
+
+
+def equal_row(equal: Equal) -> list[str]:
+    """One set of networks beside noise of equal accuracy."""
+    numbers = [f"{100 * each.accuracy:.2f}" for each in (equal.found, equal.noise)]
+    numbers += [f"{each.novelty:.3f}" for each in (equal.found, equal.noise)]
+    strength = f"{equal.noise.scale or 0.0:.3f}" + ("" if equal.equal else " (not as accurate at any)")
+    return [equal.name, *numbers, f"{equal.novelty.value:+.3f} ± {equal.novelty.se:.3f}", strength]
 
 
 def goal_row(goal: Mapping[str, Any]) -> list[str]:

@@ -13,15 +13,17 @@ from latentia.methods.pdiff import controls
 from latentia.methods.pdiff.collect import train_seeds
 from latentia.methods.pdiff.many import Fit, train_together
 from latentia.methods.pdiff.networks import build
-from latentia.methods.pdiff.objectives import explained_variance
 from latentia.methods.pdiff.scoring import Scorer
-from latentia.methods.pdiff.similarity import nearest_similarity, own_nearest_similarity
+from latentia.methods.pdiff.similarity import nearest_similarity
 from latentia.recipes.pdiff_digits import NORMS
 from latentia.recipes.pdiff_judging import as_json, drawing, fresh, judge_setting, scatter, scorers
+from latentia.recipes.pdiff_seeds import SIZES, pdiff_seeds
+from latentia.recipes.pdiff_seeds_judging import judge_runs
 
 if TYPE_CHECKING:
     from latentia.methods.pdiff.checkpoints import Checkpoints
     from latentia.recipes.pdiff import ParameterDiffusion
+    from latentia.recipes.pdiff_seeds import SeedDiffusion
     from latentia.recipes.pdiff_study import PDiffStudy
     from latentia.recipes.recipe import Bench
 
@@ -34,8 +36,10 @@ SCALES = (0.5, 1.0, 2.0)
 """Strengths of the noise-added networks, in units of the checkpoints' own spread."""
 PICTURED = 3
 """Seeds whose weights are shown."""
-WHOLE = {"ConvNet-3": ("convnet3", 5e-3), "MLP-3": ("mlp3", 3e-3)}
-"""Networks that are trained from independent seeds, with the learning rates of `digits_task`'s docstring."""
+SEED_RATE = 5e-3
+"""Learning rate of these."""
+SEEDS = "seeds"
+"""Subfolder of a study that holds what was found with networks from independent seeds, run by run."""
 
 
 def protocol(recipe: PDiffStudy, bench: Bench) -> dict[str, Any]:
@@ -78,9 +82,8 @@ def depth(recipe: PDiffStudy, _: Bench) -> dict[str, Any]:
         names = tuple(f"{stage}.0.{norm}" for norm in ("bn1", "bn2"))
         chosen = NORMS.model_copy(update={"patterns": names, "count": recipe.originals.count})
         changed = recipe.model_copy(update={"originals": chosen, "codec": codec})
-        found[f"BN of {stage}"] = trained(changed, recipe.runs)
-    last = found[f"BN of {DEPTHS[-1]}"]["originals"]
-    return {"originals": last} | {name: each["p-diff"] for name, each in found.items()}
+        found[stage] = trained(changed, recipe.runs)
+    return found
 
 
 def noise(recipe: PDiffStudy, _: Bench) -> dict[str, Any]:
@@ -121,44 +124,33 @@ def fine_tuned(recipe: ParameterDiffusion, originals: Checkpoints) -> torch.Tens
 
 def patterns(recipe: PDiffStudy, _: Bench) -> dict[str, Any]:
     """Weights of the ConvNet's layers from independent seeds."""
-    found = from_seeds(recipe, "convnet3", PICTURED)
+    found = from_seeds(recipe, PICTURED)
     layers = ("conv1.weight", "conv2.weight", "conv3.weight", "linear.weight")
     tensors = found.layout.unflatten(found.vectors)
     return {name: tensors[name].flatten(2).tolist() for name in layers}
 
 
-def seeds(recipe: PDiffStudy, _: Bench) -> dict[str, Any]:
-    """Whole networks, all from independent seeds: originals, their ensembles, plain p-diff; it is expected to fail."""
-    rows: dict[str, Any] = {}
-    for name, (network, _rate) in WHOLE.items():
-        found = from_seeds(recipe, network, recipe.seeds)
-        task = recipe.task.build()
-        test = Scorer(build(network), found.layout, found.base, *task.test)
-        pipe = recipe.fit(found)
-        rebuilt = pipe.decode(pipe.encode(found.vectors)).cpu()
-        made = recipe.generate(pipe)
-        right = test.wrong(found.vectors), test.wrong(made)
-        ensemble = controls.prediction_ensemble(found.vectors, test.probabilities).argmax(-1) == test.y
-        rows[name] = {
-            "parameters": found.layout.size,
-            "originals": numbers(test, found.vectors),
-            "p-diff": numbers(test, made),
-            "rebuilt": numbers(test, rebuilt),
-            "explained": explained_variance(found.vectors, rebuilt),
-            "average": float(test.accuracies(controls.uniform_average(found.vectors))),
-            "ensemble": float(ensemble.double().mean()),
-            "original_similarity": float(own_nearest_similarity(right[0]).mean()),
-            "similarity": float(nearest_similarity(right[1], right[0])[0].mean()),
-        }
-    return rows
+def seeds(recipe: PDiffStudy, bench: Bench) -> dict[str, Any]:
+    """Whole networks, all from independent seeds: where plain p-diff collapses, beside `pdiff-seeds`."""
+    folder = bench.out / SEEDS if bench.out else None
+    found = {each: judge_runs(seed_recipe(recipe, each), recipe, folder=folder) for each in SIZES}
+    return {name: summary.model_dump(mode="json") for name, summary in found.items()}
 
 
-def from_seeds(recipe: PDiffStudy, network: str, count: int) -> Checkpoints:
-    """Networks trained from independent seeds, all of their parameters."""
-    rate = next(rate for name, rate in WHOLE.values() if name == network)
-    fit = Fit("adamw", lr=rate, epochs=recipe.seed_epochs, batch_size=min(32, recipe.task.train))
+def seed_recipe(recipe: PDiffStudy, network: str) -> SeedDiffusion:
+    """`pdiff-seeds` with the study's task and numbers."""
+    published = pdiff_seeds()
+    numbers = {name: getattr(recipe, name) for name in ("task", "seeds", "seed", "runs", "samples", "sampling_steps")}
+    fitting = published.fitting.model_copy(update={"epochs": recipe.seed_epochs})
+    given = {**numbers, "network": network, "fitting": fitting, "codec": recipe.seed_codec, "steps": recipe.seed_steps}
+    return published.model_copy(update={**given, "batch_size": min(published.batch_size, recipe.seeds)})
+
+
+def from_seeds(recipe: PDiffStudy, count: int) -> Checkpoints:
+    """ConvNets trained from independent seeds, all of their parameters."""
+    fit = Fit("adamw", lr=SEED_RATE, epochs=recipe.seed_epochs, batch_size=min(32, recipe.task.train))
     chosen = range(recipe.seed, recipe.seed + count)
-    return train_seeds(partial(build, network), recipe.task.build().fit, "*", chosen, fit)
+    return train_seeds(partial(build, "convnet3"), recipe.task.build().fit, "*", chosen, fit)
 
 
 def trained(recipe: ParameterDiffusion, runs: int) -> dict[str, dict[str, float]]:

@@ -15,6 +15,7 @@ from latentia.recipes.parts import Widths
 from latentia.recipes.pdiff import ParameterDiffusion
 from latentia.recipes.pdiff_digits import PDiffDigits, pdiff_digits
 from latentia.recipes.pdiff_parts import Words
+from latentia.recipes.pdiff_seeds import TokenCodec
 from latentia.recipes.recipe import Bench
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class PDiffStudy(PDiffDigits):
     sweep: Widths = Field(default=(1, 10, 50, 200, 500), description="numbers of originals K that are compared")
     seeds: Annotated[int, Field(ge=3)] = Field(default=200, description="independently trained networks, of each kind")
     seed_epochs: PositiveInt = Field(default=20, description="passes over the images in training each of them")
+    seed_codec: TokenCodec = Field(default=TokenCodec(), description="their codec, where units are matched")
+    seed_steps: PositiveInt = Field(default=400, description="optimizer steps of the UNet over their codes")
 
     @model_validator(mode="after")
     def _stages_exist(self) -> Self:

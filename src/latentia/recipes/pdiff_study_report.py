@@ -6,14 +6,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentia.methods.pdiff.protocol import Summary
+from latentia.methods.pdiff.protocol import ENSEMBLE, Summary
 from latentia.recipes import pdiff_figures as figures
 from latentia.recipes.pdiff_figures import StudyPage
 from latentia.recipes.pdiff_judging import Setting
 from latentia.recipes.pdiff_report import tell_setting
+from latentia.recipes.pdiff_seeds_judging import OURS, PLAIN, SeedSummary
+from latentia.recipes.pdiff_seeds_report import NAMES, tell_network
 
 if TYPE_CHECKING:
     from latentia.recipes.pdiff_study import PDiffStudy
+
+SEED_GOALS = ["originals, %", "plain p-diff, %", "matched p-diff, %", "matched − originals, points"]
+SEED_GOALS += ["originals' similarity", "matched p-diff's similarity"]
 
 
 def write_study(recipe: PDiffStudy, stages: Mapping[str, Any], out: Path) -> None:
@@ -58,7 +63,11 @@ def k_sweep(page: StudyPage, stage: Any) -> None:
 
 def depth(page: StudyPage, stage: Any) -> None:
     """Which layers."""
-    page.section("Which layers", "The BatchNorm layers of one stage of the ResNet at a time.")
+    page.section(
+        "Which layers",
+        "The BatchNorm layers of one stage of the ResNet at a time, each beside its own originals: training on other "
+        "layers gives other checkpoints. The paper shows the originals of one depth.",
+    )
     page.figure(figures.layer_depths(stage))
 
 
@@ -85,27 +94,31 @@ def patterns(page: StudyPage, stage: Any) -> None:
 
 def seeds(page: StudyPage, stage: Any) -> None:
     """Independent seeds."""
+    summaries = [SeedSummary.model_validate(each) for each in stage.values()]
     page.section(
         "Whole networks from independent seeds",
         "Hidden units can be permuted without changing a network, and every seed permutes them otherwise: what lies "
-        "between two such networks is none. Plain p-diff collapses, and so does the average.",
+        "between two such networks is none, and plain p-diff collapses. Matched p-diff brings the units into one order "
+        "first, learns codes that decode into what the networks do, and measures BatchNorm's statistics anew.",
     )
+    shown = ("originals", ENSEMBLE, PLAIN, OURS)
     page.figure(
         figures.whole_networks(
-            {name: (row["originals"]["mean"], row["ensemble"], row["p-diff"]["mean"]) for name, row in stage.items()}
+            {NAMES[each.network]: [each.populations[name]["mean"].mean for name in shown] for each in summaries}
         )
     )
-    columns = ["network", "D", "originals' mean", "p-diff best", "p-diff mean", "rebuilt mean", "weight average"]
-    columns += ["variance rebuilt", "originals' similarity", "p-diff's similarity"]
-    page.table(columns, [seed_row(name, row) for name, row in stage.items()])
+    page.table(["network", "D", "seeds", *SEED_GOALS], [seed_row(each) for each in summaries])
+    for each in summaries:
+        tell_network(page, each)
 
 
-def seed_row(name: str, row: Mapping[str, Any]) -> list[str]:
-    """One kind of network."""
-    accuracies = [row["originals"]["mean"], row["p-diff"]["best"], row["p-diff"]["mean"]]
-    accuracies += [row["rebuilt"]["mean"], row["average"]]
-    rest = [f"{row['explained']:.1%}", f"{row['original_similarity']:.3f}", f"{row['similarity']:.3f}"]
-    return [name, f"{row['parameters']:,}", *(f"{100 * value:.2f}" for value in accuracies), *rest]
+def seed_row(summary: SeedSummary) -> list[str]:
+    """One kind of network: means of accuracy in per cent, and similarities to the nearest original."""
+    numbers = summary.populations
+    means = [f"{100 * numbers[name]['mean'].mean:.2f}" for name in ("originals", PLAIN, OURS)]
+    near = [f"{numbers[name]['nearest'].mean:.3f}" for name in ("originals", OURS)]
+    reached = [f"{100 * goal.value:+.2f} ± {100 * goal.se:.2f}" for goal in summary.targets[:1]]
+    return [NAMES[summary.network], f"{summary.parameters:,}", f"{summary.seeds}", *means, *reached, *near]
 
 
 PAGES: Mapping[str, Callable[[StudyPage, Any], None]] = {

@@ -31,7 +31,11 @@ def load_named(text: str, key: str) -> Callable[..., Any]:
     a name that is missing or cannot be called.
     """
     home, colon, path = text.partition(":")
-    if not colon or not all(part.isidentifier() for part in (*home.split("."), *path.split("."))):
+    if (
+        not colon
+        or home.endswith(".py")
+        or not all(part.isidentifier() for part in (*home.split("."), *path.split(".")))
+    ):
         raise InputError(f"{key}={text!r}: expected package.module:name, {_form(text)}")
     found: Any = _import(home, key)
     for at, part in enumerate(path.split(".")):
@@ -42,9 +46,9 @@ def load_named(text: str, key: str) -> Callable[..., Any]:
             hint = f": did you mean {match!r}?" if match else ""
             raise InputError(f"{key}: {':'.join((home, *path.split('.')[:at]))} has no {part!r}{hint}") from None
     if not callable(found) or _is_network(found):
-        what = "a network" if _is_network(found) else f"a {type(found).__name__}"
+        what = "a network" if _is_network(found) else a(found)
         raise InputError(f"{key}: {text} is {what}, not a function: name a function (or a class) that is called for it")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def called(text: str, key: str, *arguments: Any) -> Any:
@@ -54,7 +58,7 @@ def called(text: str, key: str, *arguments: Any) -> Any:
         return function(*arguments)
     except Exception as error:
         words = "no arguments" if not arguments else ", ".join(_shown(argument) for argument in arguments)
-        raise InputError(f"{key}: {text} failed when called with {words}: {_reason(error)}") from error
+        raise InputError(f"{key}: {text} failed when called with {words}: {reason(error)}") from error
 
 
 def network_of(text: str) -> nn.Module:
@@ -63,7 +67,7 @@ def network_of(text: str) -> nn.Module:
 
     made = called(text, "module")
     if not isinstance(made, nn.Module):
-        raise InputError(f"module: {text} returned a {type(made).__name__}: it must return a torch.nn.Module")
+        raise InputError(f"module: {text} returned {a(made)}: it must return a torch.nn.Module")
     if not made.state_dict():
         raise InputError(f"module: the network of {text} has no parameters")
     return made
@@ -96,7 +100,7 @@ def score_of(text: str, network: nn.Module) -> float:
     if isinstance(found, torch.Tensor) and found.numel() == 1:
         found = found.item()
     if isinstance(found, bool) or not isinstance(found, int | float):
-        raise InputError(f"score: {text} returned a {type(found).__name__}: it must return one number, higher is better")
+        raise InputError(f"score: {text} returned {a(found)}: it must return one number, higher is better")
     return float(found) if math.isfinite(found) else math.nan
 
 
@@ -110,9 +114,9 @@ def _import(home: str, key: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name and (home == error.name or home.startswith(f"{error.name}.")):
             raise InputError(_not_found(home, key)) from None
-        raise InputError(f"{key}: importing {home} failed: {_reason(error)}") from error
+        raise InputError(f"{key}: importing {home} failed: {reason(error)}") from error
     except (Exception, SystemExit) as error:
-        raise InputError(f"{key}: importing {home} failed: {_reason(error)}") from error
+        raise InputError(f"{key}: importing {home} failed: {reason(error)}") from error
 
 
 def _not_found(home: str, key: str) -> str:
@@ -134,13 +138,22 @@ def _form(text: str) -> str:
     return f"such as {EXAMPLE}"
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """An error and the line of the user's code in which it came up."""
-    frames = [each for each in traceback.extract_tb(error.__traceback__) if "importlib" not in each.filename]
-    own = [each for each in frames if each.filename != __file__]
+    frames = traceback.extract_tb(error.__traceback__)
+    here = str(Path.cwd())
+    own = [each for each in frames if each.filename.startswith(here)] or [
+        each for each in frames if each.filename.rpartition("site-packages")[1] and "importlib" not in each.filename
+    ]
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
     text = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
+
+
+def a(thing: object) -> str:
+    """The type of a thing with its article: `an int`."""
+    name = type(thing).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _is_network(found: object) -> bool:

@@ -1,4 +1,4 @@
-"""CodecObjective: learn to compress so that the picture looks right; reconstruction, perceptual and adversarial losses."""
+"""CodecObjective: learn to compress so that it looks right; reconstruction, perceptual and adversarial losses."""
 
 from typing import Any
 
@@ -136,7 +136,7 @@ class CodecObjective(Objective):
         return self._discriminator(x, self._made_of(x, step))
 
     def pull(self, step: int) -> float:
-        """Share of `gan_weight` with which the discriminator pulls at the generator in step `step` (from 0), in [0, 1]."""
+        """Share of `gan_weight` with which the discriminator pulls at the generator in step `step` (from 0)."""
         after = step - self.start - self.warmup
         if self.discriminator is None or after < 0:
             return 0.0

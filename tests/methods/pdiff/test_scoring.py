@@ -8,7 +8,7 @@ from torch import nn
 from latentia.errors import InputError
 from latentia.methods.pdiff.layout import ParameterLayout
 from latentia.methods.pdiff.networks import build
-from latentia.methods.pdiff.scoring import Scorer
+from latentia.methods.pdiff.scoring import Scorer, mistakes
 from latentia.methods.pdiff.tail import convolution, max_pool, trace_tail
 
 CASES = [
@@ -50,7 +50,7 @@ def test_equal_to_load_state_dict_and_forward(name, sizes, patterns):
     scorer = Scorer(network, layout, base, x, y)
     assert torch.allclose(scorer.logits(vectors), expected, atol=1e-5)
     wrong = expected.argmax(-1) != y
-    for chunk in (None, 1, 4):
+    for chunk in (None, 1, 4, 5):
         assert torch.equal(scorer.wrong(vectors, chunk), wrong)
     assert torch.equal(scorer.accuracies(vectors), 1 - wrong.float().mean(1))
     assert torch.allclose(scorer.probabilities(vectors), expected.softmax(-1), atol=1e-6)
@@ -154,6 +154,51 @@ def test_a_nan_is_wrong():
     network, layout, base, x, y, vectors = prepared("mlp3", {}, "*", n=2)
     vectors[1, -1] = torch.nan
     assert Scorer(network, layout, base, x, torch.full_like(y, 9)).wrong(vectors)[1].all()
+
+
+def test_a_diverged_network_spoils_no_other():
+    network, layout, base, x, y, vectors = prepared("resnet", {"width": 4, "blocks": (1, 1)}, "*", n=8)
+    scorer = Scorer(network, layout, base, x, y)
+    expected = scorer.wrong(vectors)
+    vectors[1, 40] = torch.nan
+    vectors[6] *= 1e30
+    found = scorer.wrong(vectors)
+    others = torch.tensor([0, 2, 3, 4, 5, 7])
+    assert torch.equal(found[others], expected[others])
+    assert found[1].all()
+
+
+def test_mistakes_are_those_of_argmax_even_where_two_classes_tie():
+    logits = torch.randn(5, 40, 7).round()  # full of ties
+    y = torch.randint(7, (40,))
+    assert torch.equal(mistakes(logits, y), logits.argmax(-1) != y)
+    distinct = torch.randn(5, 40, 7)
+    assert torch.equal(mistakes(distinct, y), distinct.argmax(-1) != y)
+    logits[2] = torch.nan
+    assert mistakes(logits, y)[2].all()
+    assert torch.equal(mistakes(logits, y)[:2], (logits.argmax(-1) != y)[:2])
+
+
+@pytest.mark.parametrize(("name", "faster"), [("mlp3", 2.5), ("convnet3", 3.5)])
+def test_whole_networks_are_scored_faster_than_by_a_loop(name, faster):
+    network, layout, base, x, y, vectors = prepared(name, {}, "*", n=32, m=256)
+    scorer = Scorer(network, layout, base, x, y)
+
+    @torch.no_grad()
+    def loop():
+        for vector in vectors:
+            network.load_state_dict({**base, **layout.unflatten(vector)})
+            for some in x.split(64):
+                network(some).argmax(-1)
+
+    scorer.wrong(vectors)
+    best = [float("inf")] * 2
+    for _ in range(4):
+        for i, run in enumerate((lambda: scorer.wrong(vectors), loop)):
+            start = time.process_time()
+            run()
+            best[i] = min(best[i], time.process_time() - start)
+    assert best[1] > faster * best[0]
 
 
 def test_last_layers_of_many_networks_cost_a_fifth_of_a_loop():

@@ -4,6 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -63,11 +64,13 @@ class Quantizer(nn.Module):
     Statistics that a quantizer keeps are updated by `forward` in training mode, after `values` are taken.
 
     Attributes:
+        options: names of the constructor's arguments beside `dim`.
         num_codes: K, the size of the alphabet that a token is from.
         dim: d, channels of z.
         tokens: q, tokens a position; 1 unless `indices` have a last axis for them.
     """
 
+    options: ClassVar[tuple[str, ...]] = ()
     num_codes: int
     dim: int
     tokens: int = 1
@@ -109,6 +112,33 @@ class Quantizer(nn.Module):
                     f"tokens run from {low} to {high}, but the {self.num_codes} codes from 0 to {self.num_codes - 1}: "
                     "they were made with another codec"
                 )
+
+
+def straight_through(z: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """`values` in z's dtype, with ∂/∂z = I and no other gradient (Bengio et al. 2013).
+
+    z − z is 0 exactly, so the values are kept to the last bit; of a NaN it is NaN, which must not pass as a code.
+    """
+    return (z - z.detach()) + values.detach().to(z.dtype)
+
+
+@torch.no_grad()
+def spread(indices: torch.Tensor, num_codes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Perplexity of these tokens, exp(entropy of their histogram), and how many codes occur; both stay on the device.
+
+    For `num_codes` that a histogram can hold, this does not wait for a GPU. `Usage` says the same in numbers.
+    """
+    flat = indices.flatten()
+    if num_codes <= HISTOGRAM:
+        counts = torch.bincount(flat, minlength=num_codes)
+    else:
+        counts = flat.unique(return_counts=True)[1]
+    shares = counts.double() / flat.numel()
+    return torch.special.entr(shares).sum().exp().float(), (counts > 0).sum()
+
+
+HISTOGRAM = 2**20
+"""Largest alphabet that is counted in a table."""
 
 
 def _described(tensor: torch.Tensor) -> str:

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from latentia.codecs.quantizers.nearest import nearest_codes
-from latentia.codecs.quantizers.quantizer import Quantized, Quantizer
+from latentia.codecs.quantizers.quantizer import Quantized, Quantizer, straight_through
 from latentia.core.arguments import check_count, check_number
 from latentia.errors import ConfigError
 
@@ -28,6 +28,8 @@ class VectorQuantizer(Quantizer):
     is taken. Raises `ConfigError` and `InputError` for sizes and weights that make no sense.
     """
 
+    options = ("num_codes", "beta", "legacy_beta")
+
     def __init__(self, num_codes: int, dim: int, beta: float = 0.25, legacy_beta: bool = False) -> None:
         super().__init__()
         self.num_codes = check_count("num_codes", num_codes, error=ConfigError)
@@ -48,8 +50,7 @@ class VectorQuantizer(Quantizer):
         codebook = F.mse_loss(wide_codes, wide.detach())
         commitment = F.mse_loss(wide, wide_codes.detach()) if torch.is_grad_enabled() else codebook
         loss = self.beta * codebook + commitment if self.legacy_beta else codebook + self.beta * commitment
-        # z − z is 0 exactly, so the values are the codes themselves; of a NaN it is NaN, which must not pass as a code.
-        values = (z - z.detach()) + codes.detach().to(z.dtype).movedim(-1, 1)
+        values = straight_through(z, codes.movedim(-1, 1))
         return Quantized(values, indices, loss, {"codebook": codebook.detach(), "commitment": commitment.detach()})
 
     def assign(self, z: torch.Tensor) -> torch.Tensor:

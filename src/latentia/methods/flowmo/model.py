@@ -96,7 +96,7 @@ class FlowMo(ModelMixin):
         self._check_config()
         side, patch = image_size // patch_size, in_channels * patch_size**2
         self.quantizer = self._quantizer()
-        shape = {"mlp_ratio": mlp_ratio, "theta": rope_theta}
+        shape: dict[str, Any] = {"mlp_ratio": mlp_ratio, "theta": rope_theta}
         self.encoder = MMDiT(
             patch, None, "code", code_dim, encoder_width, encoder_depth, encoder_heads, timed=False, **shape
         )
@@ -151,9 +151,7 @@ class FlowMo(ModelMixin):
 
     # Flow
 
-    def estimate(
-        self, x_t: torch.Tensor, t: torch.Tensor, code: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def estimate(self, x_t: torch.Tensor, t: torch.Tensor, code: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x_t (B, C, H, W), t (B,) in [0, 1], code as `flagged` makes it → (v, x̂₀), both of x_t's shape.
 
         One of them is the network's answer, the other follows: x̂₀ = x_t − t·v.

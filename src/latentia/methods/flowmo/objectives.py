@@ -8,11 +8,10 @@ from torch.utils.checkpoint import checkpoint
 
 from latentia.core.arguments import check_count, check_number
 from latentia.core.protocols import Batch
-from latentia.errors import InputError
+from latentia.errors import InputError, check_choice
 from latentia.methods.flowmo.model import FlowMo
 from latentia.methods.flowmo.weight_norm import NORM_MODES, ForcedWeightNorm
 from latentia.training.objective import Loss, Objective, take
-from latentia.errors import check_choice
 
 
 class FlowMoObjective(Objective):
@@ -54,7 +53,11 @@ class FlowMoObjective(Objective):
         weight_norm: str | None = "l2",
     ) -> None:
         super().__init__()
-        for name, share in (("uniform_times", uniform_times), ("code_dropout", code_dropout), ("noise_sync", noise_sync)):
+        for name, share in (
+            ("uniform_times", uniform_times),
+            ("code_dropout", code_dropout),
+            ("noise_sync", noise_sync),
+        ):
             check_number(name, share, 0, 1)
         for name, number in (("perceptual_weight", perceptual_weight), ("weight_power", weight_power)):
             check_number(name, number, low=0)
@@ -121,9 +124,7 @@ class FlowMoObjective(Objective):
                 weight = torch.ones_like(t)
         return (error.square().flatten(1).mean(1) * weight).mean()
 
-    def flow(
-        self, x: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def flow(self, x: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """L_flow at random times, and the one-step estimates x̂₀ (B, C, H, W)."""
         t = self.draw_times(len(x), x.device)
         if self.noise_sync:

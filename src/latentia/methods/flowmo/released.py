@@ -82,8 +82,9 @@ def dead_weights(model: FlowMo) -> dict[str, tuple[int, ...]]:
     def linear(name: str, out: int, into: int) -> None:
         shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, into), (out,)
 
-    def ending(name: str, width: int) -> None:
+    def ending(name: str, width: int, heads: int) -> None:
         hidden = int(width * c.mlp_ratio)
+        shapes[f"{name}_attn.norm.query_norm.scale"] = (width // heads,)
         linear(f"{name}_attn.proj", width, width)
         linear(f"{name}_mlp.0", hidden, width)
         linear(f"{name}_mlp.2", width, hidden)
@@ -95,12 +96,12 @@ def dead_weights(model: FlowMo) -> dict[str, tuple[int, ...]]:
     for i in range(c.encoder_depth):
         for stream in ("img", "txt"):
             linear(f"encoder.double_blocks.{i}.{stream}_mod.lin", 6 * width, width)
-    ending(f"encoder.double_blocks.{c.encoder_depth - 1}.img", width)
+    ending(f"encoder.double_blocks.{c.encoder_depth - 1}.img", width, c.encoder_heads)
     linear("encoder.final_layer_img.linear", patch, width)
     for end in ("img", "txt"):
         linear(f"encoder.final_layer_{end}.adaLN_modulation.1", 2 * width, width)
     width = c.decoder_width
-    ending(f"decoder.double_blocks.{c.decoder_depth - 1}.txt", width)
+    ending(f"decoder.double_blocks.{c.decoder_depth - 1}.txt", width, c.decoder_heads)
     linear("decoder.final_layer_txt.linear", c.code_dim + 1, width)
     linear("decoder.final_layer_txt.adaLN_modulation.1", 2 * width, width)
     return shapes

@@ -68,7 +68,7 @@ def sample_flow(velocity: Velocity, z: torch.Tensor, code: torch.Tensor, sampler
     x = z
     for timestep, t in zip(scheduler.timesteps, scheduler.sigmas.tolist()):
         v = guided(velocity, x, t, code, sampler)
-        x = scheduler.step(v, timestep, x).prev_sample
+        x = scheduler.step(v, timestep, x, return_dict=False)[0]
     return x
 
 

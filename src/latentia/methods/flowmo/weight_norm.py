@@ -36,10 +36,11 @@ class ForcedWeightNorm:
         if not pairs:
             return
         weights, targets = [weight for weight, _ in pairs], [target for _, target in pairs]
-        torch._foreach_mul_(weights, torch._foreach_div(targets, self._norms(weights)))
+        scales = list(torch._foreach_div(targets, self._norms(weights)))
+        torch._foreach_mul_(weights, scales)  # tensors of one element, or of one a row
 
     @torch.no_grad()
-    def _norms(self, weights: list[nn.Parameter]) -> list[torch.Tensor]:
+    def _norms(self, weights: list[torch.Tensor]) -> list[torch.Tensor]:
         """Of every matrix, a number or one for each row (rows, 1); never 0."""
         if self.mode == "l2":
             norms = list(torch._foreach_norm(weights))
@@ -48,7 +49,7 @@ class ForcedWeightNorm:
         return [norm.clamp_(min=1e-12) for norm in norms]
 
 
-def block_matrices(model: nn.Module) -> list[nn.Parameter]:
+def block_matrices(model: nn.Module) -> list[torch.Tensor]:
     """The weight of every `nn.Linear` in every block, in order."""
     blocks = (module for module in model.modules() if isinstance(module, MMDiTBlock))
     return [layer.weight for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)]

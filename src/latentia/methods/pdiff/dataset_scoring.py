@@ -123,8 +123,8 @@ class DatasetScorer:
         return torch.cat(found, 1)
 
     def _run(self, tail: Tail, vectors: torch.Tensor, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Logits (n, B, classes), at once, or one by one where a CPU is faster that way."""
-        if tail.grouped and self.device.type == "cpu":
+        """Logits (n, B, classes), at once, or one by one: where a CPU is faster that way, and in mixed types."""
+        if (tail.grouped and self.device.type == "cpu") or self.precision != "no":
             return torch.stack([tail(vector, *features) for vector in vectors])
         logits: torch.Tensor = vmap(tail, in_dims=(0, *[None] * len(features)))(vectors, *features)
         return logits
@@ -164,14 +164,19 @@ class DatasetScorer:
         if self._parts is None:
             assert x is not None
             vector = self.layout.flatten(self.network).to(self.device)
-            self._parts = split(self._forward(), vector, x, simplify=self.device.type == "cpu")
+            plain = (
+                self.device.type == "cpu" and self.precision == "no"
+            )  # a GPU merges networks where kernels are shared
+            self._parts = split(self._forward(), vector, x, simplify=plain)
         return self._parts
 
     def _forward(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         state = self.network.state_dict()
 
         def forward(vector: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-            tensors: StateDict = {n: t.to(state[n].dtype) for n, t in self.layout.unflatten(vector).items() if n in state}
+            tensors: StateDict = {
+                n: t.to(state[n].dtype) for n, t in self.layout.unflatten(vector).items() if n in state
+            }
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 logits: torch.Tensor = functional_call(self.network, tensors, (x,))
             return logits

@@ -12,9 +12,10 @@ from latentia.core.outputs import Output
 from latentia.core.rng import Generators
 from latentia.errors import InputError, NonFiniteError, check_choice
 from latentia.methods.pdiff.checkpoints import Checkpoints
+from latentia.methods.pdiff.condition import Given, check_condition_fits, conditions_of_call
 from latentia.methods.pdiff.layout import StateDict
 from latentia.methods.pdiff.template import ParameterTemplate
-from latentia.pipelines import checks
+from latentia.pipelines import checks, guidance
 from latentia.pipelines.call import PipelineCall
 from latentia.pipelines.callbacks import (
     Callback,
@@ -71,7 +72,11 @@ class ParameterOptions(TypedDict):
 
     seed: network i is drawn from its own generator, derived from (seed, i); alone or in any batch it is the same.
     sample_indices: the numbers i of the networks under `seed`; default 0 … num_samples − 1.
-    class_labels: what a conditional `unet` is told: one class or (N,); or (width,) or (N, width) numbers of a code.
+    condition: what the networks are for, where the pipeline is conditional: (width,) numbers for all networks or
+        (N, width), or text for `template.condition.parse`, such as `3,7`.
+    class_labels: what a conditional `unet` is told: one class or (N,); or what `condition` says, in numbers.
+    guidance_scale: s of ε_∅ + s(ε_c − ε_∅); at most 1: the conditional network alone. Above 1 only where the pipeline
+        was trained with condition dropout.
     latents: standard normal starting noise (N, c, L).
     max_batch: most latents that go through a network at once; more are sampled and decoded in chunks.
     callback_on_step_end: `(pipe, step_index, timestep, tensors)`, a `PipelineCallback` or a list of these.
@@ -82,7 +87,9 @@ class ParameterOptions(TypedDict):
 
     seed: NotRequired[int | None]
     sample_indices: NotRequired[Sequence[int] | None]
+    condition: NotRequired[Given | None]
     class_labels: NotRequired[int | Sequence[int] | torch.Tensor | None]
+    guidance_scale: NotRequired[float]
     latents: NotRequired[torch.Tensor | None]
     max_batch: NotRequired[int | None]
     callback_on_step_end: NotRequired[Callback | PipelineCallback | Sequence[PipelineCallback] | None]
@@ -155,7 +162,7 @@ class ParameterDiffusionPipeline(SamplingPipeline):
         """Generate networks.
 
         Args:
-            num_samples: how many; None: as many as there are generators, labels or latents, else 1.
+            num_samples: how many; None: as many as there are generators, conditions or latents, else 1.
             generator: source of all noise: one for the batch, or a list with one per network.
             num_inference_steps: steps of the scheduler, 1 to its `num_train_timesteps`.
             eta: η in [0, 1] of DDIM. Needs a scheduler that takes it.
@@ -191,7 +198,9 @@ class ParameterDiffusionPipeline(SamplingPipeline):
         *,
         seed: int | None = None,
         sample_indices: Sequence[int] | None = None,
+        condition: Given | None = None,
         class_labels: int | Sequence[int] | torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
         latents: torch.Tensor | None = None,
         max_batch: int | None = None,
         callback_on_step_end: Any = None,
@@ -200,11 +209,12 @@ class ParameterDiffusionPipeline(SamplingPipeline):
     ) -> Request:
         steps = check_count("num_inference_steps", num_inference_steps)
         generator = checks.check_generator(generator)
-        labels = self._labels(class_labels)
+        labels = conditions_of_call(self.unet.config, self.template.condition, class_labels, condition)
+        told = "class_labels" if condition is None else "condition"
         lengths = {
             "sample_indices": checks.listed_length("sample_indices", sample_indices),
             "generator": len(generator) if isinstance(generator, list | tuple) else None,
-            "class_labels": len(labels) if labels is not None and len(labels) > 1 else None,
+            told: len(labels) if labels is not None and len(labels) > 1 else None,
             "latents": len(latents) if isinstance(latents, torch.Tensor) and latents.ndim else None,
         }
         batch = checks.batch_of(num_samples, lengths)
@@ -222,35 +232,30 @@ class ParameterDiffusionPipeline(SamplingPipeline):
             tensors={} if labels is None else {"class_labels": labels.expand(batch, *labels.shape[1:])},
             latents=latents,
             step_options=checks.check_step_options(self.scheduler, {"eta": checks.eta_option(eta)}),
-            guidance={},
+            guidance={"guidance_scale": self._scale(guidance_scale)},
             max_batch=batch if max_batch is None else check_count("max_batch", max_batch),
             callback=callback,
             wanted=wanted_tensors(callback, callback_on_step_end_tensor_inputs, known) if callback else (),
             cancel=check_cancel(cancel),
         )
 
-    def _labels(self, given: int | Sequence[int] | torch.Tensor | None) -> torch.Tensor | None:
-        """Conditions with a batch axis in front: (1 or N,) whole numbers or (1 or N, width) floats."""
-        config = self.unet.config
-        if config.get("num_class_embeds") is None and config.get("class_embed_type") is None:
-            if given is not None:
-                raise InputError("class_labels given, but this network is unconditional: leave them out")
-            return None
-        if given is None:
-            raise InputError("this network is conditional: pass class_labels, one for all networks or one each")
-        labels = torch.as_tensor(given)
-        axes = 1 if config.get("class_embed_type") in (None, "timestep") else 2
-        labels = labels.unsqueeze(0) if labels.ndim == axes - 1 else labels
-        if labels.ndim != axes or not len(labels):
-            raise InputError(
-                f"class_labels have shape {tuple(labels.shape)}: expected "
-                + ("(N,) classes" if axes == 1 else "(N, width) numbers, or (width,) for all networks")
-            )
-        return labels
+    def _scale(self, scale: float) -> float:
+        """A guidance scale that this pipeline can have."""
+        scale, condition = guidance.check_scale(scale), self.template.condition
+        if scale > 1 and (condition is None or not condition.guided):
+            why = "is unconditional" if condition is None else "was trained without condition dropout"
+            raise InputError(f"guidance_scale above 1 needs a null condition, but this pipeline {why}: use 1")
+        return scale
 
     def _denoise(self, call: PipelineCall, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """The network's prediction, in the sampler's dtype."""
-        prediction: torch.Tensor = self.unet(z.to(self.unet.dtype), t, **call.tensors).sample
+        """The network's prediction, in the sampler's dtype; guided when the call is."""
+        if call.current_scale <= 1:
+            return self._predict(z, t, **call.tensors)
+        null = {name: torch.zeros_like(tensor) for name, tensor in call.tensors.items()}
+        return guidance.predict_guided(self._predict, z, t, call.tensors, null, call.current_scale)
+
+    def _predict(self, z: torch.Tensor, t: torch.Tensor, **conditions: torch.Tensor) -> torch.Tensor:
+        prediction: torch.Tensor = self.unet(z.to(self.unet.dtype), t, **conditions).sample
         return prediction.to(z.dtype)
 
     @torch.no_grad()
@@ -282,6 +287,8 @@ def _check_fit(autoencoder: Any, unet: Any, template: ParameterTemplate | None) 
     if template is None:
         return
     size, latents = template.layout.size, template.whitener.shape
+    if unet is not None:
+        check_condition_fits(unet.config, template.condition)
     if autoencoder is not None:
         if autoencoder.config.get("size") not in (None, size):
             raise InputError(

@@ -6,7 +6,8 @@ summary = verdict(runs)
 print(summary.overall)
 
 The training images are split into *fit* and *select*: networks are trained on the first and chosen on the second. The
-test set is looked at once, for the report, and by the noise control, which seeks a similarity on it and no accuracy.
+test set is looked at once, for the report, and by the noise controls: one seeks p-diff's similarity on it, the other
+p-diff's mean accuracy (`novelty`), which makes the comparison fair and chooses no network.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from latentia.core.rng import derive_seed
 from latentia.errors import InputError
 from latentia.methods.pdiff import controls
+from latentia.methods.pdiff.novelty import Curve, Equal, combine_equals, equal_accuracy, finding
 from latentia.methods.pdiff.populations import Judged, Population, Result, Scores, judge, judge_ensemble, population
 from latentia.methods.pdiff.similarity import four_comparisons, nearest_similarity
 from latentia.methods.pdiff.verdict import Comparison, Target, combine, compare, overall, targets
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 ORIGINALS, GENERATED = "originals", "p-diff"
 AVERAGE, AVERAGES, GAUSSIAN, PCA = "uniform average", "average of 16", "Gaussian", "PCA-Gaussian"
 NOISE, ENSEMBLE, SINGLE, SOUP = "matched noise", "prediction ensemble", "K = 1", "greedy soup"
+CURVE = "noise"
 TRIVIAL = (AVERAGE, AVERAGES, GAUSSIAN, PCA, NOISE)
 """The controls that know nothing but means and spreads."""
 SAMPLES = 100
@@ -74,6 +78,7 @@ class Run(Result):
         comparisons: p-diff against each of the others.
         iou: the four comparisons.
         noise: how the noise was matched.
+        curve: novelty at equal accuracy; None for a single original, which has no spread to give noise its strength.
     """
 
     seed: int
@@ -83,6 +88,7 @@ class Run(Result):
     comparisons: list[Comparison]
     iou: Iou
     noise: Noise
+    curve: Curve | None = None
 
     def population(self, name: str) -> Population:
         """The population `name`. Raises `InputError` listing those there are."""
@@ -109,6 +115,8 @@ class Summary(Result):
         against_others: against whatever else was given, which is no control.
         targets: the numbers to reach against the originals.
         overall: the verdict in a sentence.
+        equals: p-diff, and controls, beside noise of equal accuracy, over all runs; empty where not measured.
+        novelty: what follows from that, in a sentence.
     """
 
     runs: list[Run]
@@ -117,6 +125,8 @@ class Summary(Result):
     against_others: list[Comparison]
     targets: list[Target]
     overall: str
+    equals: list[Equal] = Field(default_factory=list)
+    novelty: str = ""
 
 
 class Protocol:
@@ -189,6 +199,7 @@ class Protocol:
             comparisons=[compare(made, each) for each in (base, *judged)],
             iou=Iou(originals=iou.originals, generated=iou.generated, across=iou.across, nearest=iou.nearest),
             noise=noise,
+            curve=self._curve(originals, base, [made, *judged], seed),
         )
 
     def _judge(self, name: str, networks: Networks, base: Judged, kind: str) -> Judged:
@@ -219,6 +230,24 @@ class Protocol:
         judged = [self._judge(name, networks, base, f"{name} network") for name, networks in drawn.items()]
         judged.append(judge_ensemble(ENSEMBLE, vectors, self.select, self.test, base.wrong, originals.own))
         return judged, noise
+
+    def _curve(self, originals: Checkpoints, base: Judged, sets: Sequence[Judged], seed: int) -> Curve | None:
+        """Noise over scales, and noise of equal accuracy beside p-diff and what needs no learning."""
+        if len(originals.vectors) == 1:
+            return None
+        lengths = controls.spread(originals.vectors, self.noise_unit, originals.layout.slices)
+        line = derive_seed("control", CURVE, seed)
+
+        def make(scale: float) -> Tensor:
+            generator = torch.Generator().manual_seed(line)
+            return controls.noise(originals.vectors, self.samples, scale, lengths, generator)
+
+        def judge_noise(vectors: Tensor) -> Judged:
+            wrong = self.test.wrong(vectors)
+            return Judged(CURVE, 1 - wrong.double().mean(1), wrong, base.wrong)
+
+        shown = [each for each in sets if each.name in (GENERATED, AVERAGES, GAUSSIAN, PCA)]
+        return equal_accuracy(shown, [GENERATED, AVERAGES, GAUSSIAN], make, judge_noise)
 
     def _noise(
         self, originals: Checkpoints, base: Judged, made: Judged, generator: torch.Generator
@@ -252,6 +281,8 @@ def verdict(runs: Sequence[Run]) -> Summary:
     known = {ORIGINALS, AVERAGE, AVERAGES, GAUSSIAN, PCA, NOISE, ENSEMBLE, SINGLE, SOUP}
     combined = [combine(column) for column in zip(*(run.comparisons for run in runs))]
     compared = [each for each in combined if each.control in known]
+    curves = [run.curve for run in runs if run.curve is not None]
+    equals = combine_equals(curves) if len(curves) == len(runs) else []
     return Summary(
         runs=list(runs),
         populations={name: over([run.population(name) for run in runs]) for name in names[0]},
@@ -259,6 +290,8 @@ def verdict(runs: Sequence[Run]) -> Summary:
         against_others=[each for each in combined if each.control not in known],
         targets=targets(compared[0]),
         overall=overall([each for each in compared if each.control != ORIGINALS], TRIVIAL),
+        equals=equals,
+        novelty=finding(equals, GENERATED),
     )
 
 

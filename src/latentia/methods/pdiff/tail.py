@@ -23,6 +23,8 @@ MAX_POOL = aten.max_pool2d_with_indices.default
 
 DENSE = 4
 """A convolution is done as a matrix product while its map has at most this many times its kernel's pixels."""
+DENSE_WIDE, WIDE = 0.5, 16
+"""The same for `WIDE` or more channels, which convolution itself does at full speed."""
 
 
 class Tail:
@@ -130,7 +132,23 @@ def _simplify(module: fx.GraphModule) -> None:
             user.target is operator.getitem and user.args[1] == 0 for user in node.users
         ):
             node.target = max_pool
+    for node in list(graph.nodes):
+        if node.target is max_pool:
+            _pool_first(graph, node)
     _clean(module)
+
+
+def _pool_first(graph: fx.Graph, pool: fx.Node) -> None:
+    """max over max(x, 0) is max(max over x, 0): a ReLU costs less on what is left of a map."""
+    relu = pool.args[0]
+    if not isinstance(relu, fx.Node) or relu.target is not aten.relu.default or len(relu.users) > 1:
+        return
+    pool.replace_input_with(relu, relu.all_input_nodes[0])
+    for result in [user for user in pool.users if user.args[1] == 0]:
+        with graph.inserting_after(result):
+            after = graph.call_function(aten.relu.default, (result,))
+        for user in [user for user in result.users if user is not after]:
+            user.replace_input_with(result, after)
 
 
 def _absorb_batch_norm(graph: fx.Graph, node: fx.Node) -> None:
@@ -244,7 +262,11 @@ def _is_constant(argument: object) -> bool:
 
 
 def is_small(x: torch.Tensor, kernel: torch.Tensor) -> bool:
-    return x.ndim == 4 and x.shape[2] * x.shape[3] <= DENSE * kernel.shape[2] * kernel.shape[3]
+    """Whether a convolution of x (B, C, H, W) is better done as a matrix product."""
+    if x.ndim != 4:
+        return False
+    most = DENSE if kernel.shape[1] < WIDE else DENSE_WIDE
+    return x.shape[2] * x.shape[3] <= most * kernel.shape[2] * kernel.shape[3]
 
 
 def _taps(size: int, kernel: int, stride: int, padding: int) -> tuple[torch.Tensor, int]:

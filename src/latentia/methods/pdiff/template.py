@@ -12,6 +12,7 @@ from latentia.core.model import ModelMixin
 from latentia.errors import ConfigError, InputError, check_choice
 from latentia.methods.pdiff.batch_norm import reestimate
 from latentia.methods.pdiff.checkpoints import Checkpoints
+from latentia.methods.pdiff.condition import Condition
 from latentia.methods.pdiff.layout import ParameterLayout, StateDict
 from latentia.methods.pdiff.networks import NETWORKS, build
 from latentia.methods.pdiff.normalise import Standardiser, Whitener
@@ -37,6 +38,7 @@ class ParameterTemplate(ModelMixin):
             of the base network.
         sizes: of that network, as `networks.build` takes them.
         images: shape (N, C, H, W) of the images on which they are measured.
+        condition: what a conditional pipeline is told, as `Condition.to_config` has it; None: nothing.
 
     Raises `ConfigError` for a layout that is not of this base network, and for a dtype that torch does not have.
     """
@@ -54,6 +56,7 @@ class ParameterTemplate(ModelMixin):
         network: str | None = None,
         sizes: Mapping[str, Any] | None = None,
         images: Sequence[int] | None = None,
+        condition: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.layout = ParameterLayout.from_json(layout, "the template's layout")
@@ -66,6 +69,7 @@ class ParameterTemplate(ModelMixin):
             raise ConfigError(str(error)) from None
         self.standardiser = Standardiser(self.layout.size, standardise)
         self.whitener = Whitener(latent_shape, whiten)
+        self.condition: Condition | None = None if condition is None else Condition.from_config(condition)
         if (network is None) != (images is None):
             raise ConfigError("a template measures statistics with a network and images: give both, or neither")
         if network is not None:
@@ -82,11 +86,13 @@ class ParameterTemplate(ModelMixin):
         whitener: Whitener,
         *,
         measuring: tuple[str, Mapping[str, Any], torch.Tensor] | None = None,
+        condition: Condition | None = None,
     ) -> Self:
         """The template of a base network, with copies of its tensors and of the fitted statistics.
 
         Args:
             measuring: name and sizes of the architecture, and images (N, C, H, W), N ≥ 2, for BatchNorm's statistics.
+            condition: what a conditional pipeline is told.
 
         Raises `InputError` for a base network or statistics of another layout.
         """
@@ -96,7 +102,12 @@ class ParameterTemplate(ModelMixin):
         kinds = [(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for name, tensor in base.items()]
         network, sizes, images = measuring or (None, None, None)
         shape = None if images is None else tuple(images.shape)
-        template = cls(layout.to_json(), kinds, whitener.shape, standardiser.kind, whitener.kind, network, sizes, shape)
+        template = cls(
+            layout.to_json(),
+            kinds,
+            *(whitener.shape, standardiser.kind, whitener.kind, network, sizes, shape),
+            condition=None if condition is None else condition.to_config(),
+        )
         if template.images is not None and images is not None:
             template.images.copy_(images)
         slots = template.base_state()

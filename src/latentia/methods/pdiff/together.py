@@ -92,6 +92,10 @@ class _Population(fx.Interpreter):
         result = self.run(*(Many(each, "rows", self.n) for each in stacked))
         return pytree.tree_map(lambda each: each.rows() if isinstance(each, Many) else each, result, is_leaf=_is_many)
 
+    def run_node(self, n: fx.Node) -> Any:
+        self.node = n
+        return super().run_node(n)
+
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if target is operator.getitem and not isinstance(args[0], Many):
             return args[0][args[1]]
@@ -145,19 +149,24 @@ class _Population(fx.Interpreter):
         if isinstance(x, Many):
             if not is_small(x.rows()[0], weights[0]):
                 return None
-            height, width, images = x.tensor.shape[2:]
-            matrix, *outputs = vmap(lambda w: dense_kernel(w, (height, width), stride, padding))(weights)
-            sizes = _outputs((height, width), *geometry)
-            y = matrix.transpose(1, 2) @ x.tensor.flatten(1, 3)
-            y = y.view(self.n, -1, *sizes, images)
-            del outputs
+            size, images = x.tensor.shape[2:4], x.tensor.shape[4]
+            matrices = vmap(lambda w: dense_kernel(w, size, stride, padding)[0])(weights)
+            y = matrices.transpose(1, 2) @ x.tensor.flatten(1, 3)
+            y = y.view(self.n, -1, *_outputs(size, *geometry), images)
         else:
             patches = _patches(x.movedim(0, -1), *geometry)  # (C·k·k, H', W', M), fixed: computed once
-            y = weights.flatten(2).flatten(0, 1) @ patches.flatten(1)
-            y = y.view(self.n, -1, *patches.shape[1:])
+            y = self.on_fixed(weights.flatten(2), patches.flatten(1), bias)
+            return Many(y.unflatten(2, patches.shape[1:]), "last", self.n)
         if bias is not None:
             y.add_(_each_channel(bias, self.n)[:, :, None, None, None])
         return Many(y, "last", self.n)
+
+    def on_fixed(self, weights: Tensor, inputs: Tensor, bias: Any) -> Tensor:
+        """(n, C', K) on fixed (K, P) as one product, (n, C', P); a bias is the weight of an input that is 1."""
+        if bias is not None:
+            weights = torch.cat([weights, _each_channel(bias, self.n)[:, :, None]], 2)
+            inputs = torch.cat([inputs, torch.ones_like(inputs[:1])])
+        return (weights.flatten(0, 1) @ inputs).unflatten(0, (self.n, -1))
 
     def affine(self, _: Any, x: Any, scale: Any, shift: Any) -> Many | None:
         """x·scale + shift, channel by channel."""
@@ -178,6 +187,14 @@ class _Population(fx.Interpreter):
             return None
         rows = torch.maximum(x.tensor[:, :, ::2], x.tensor[:, :, 1::2])
         return Many(torch.maximum(rows[:, :, :, ::2], rows[:, :, :, 1::2]), "last", self.n), None
+
+    def relu(self, target: Any, x: Any) -> Many | None:
+        """In place where the value is this graph's own and nothing else reads it."""
+        if not isinstance(x, Many):
+            return None
+        source = self.node.args[0]
+        own = isinstance(source, fx.Node) and len(source.users) == 1 and x.kind != "rows"
+        return Many(x.tensor.relu_() if own else target(x.tensor), x.kind, self.n)
 
     def pointwise(self, target: Any, x: Any, *rest: Any) -> Many | None:
         """A function of each number, or of the same place in two values."""
@@ -211,14 +228,13 @@ class _Population(fx.Interpreter):
         """bias + x·W: of fixed x (M, K) one product for all networks."""
         if not isinstance(weight, Many) or weight.tensor.ndim != 3 or (isinstance(x, Many) and x.kind != "last"):
             return None
+        if bias is not None and (bias.rows()[0] if isinstance(bias, Many) else bias).ndim != 1:
+            return None
         rows = weight.rows().transpose(1, 2)  # (n, F, K), as the layer stores it
-        if isinstance(x, Many):
-            y = rows @ x.tensor
-        else:
-            y = (rows.flatten(0, 1) @ x.t().contiguous()).unflatten(0, (self.n, -1))
+        if not isinstance(x, Many):
+            return Many(self.on_fixed(rows, x.t(), bias), "last", self.n)
+        y = rows @ x.tensor
         if bias is not None:
-            if (bias.rows()[0] if isinstance(bias, Many) else bias).ndim != 1:
-                return None
             y.add_(_each_channel(bias, self.n)[:, :, None])
         return Many(y, "last", self.n)
 
@@ -254,9 +270,10 @@ def _patches(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: S
 
 
 Rule = Callable[..., Any]
-_POINTWISE = (aten.relu, aten.gelu, aten.silu, aten.tanh, aten.sigmoid, aten.elu, aten.leaky_relu, aten.hardtanh)
+_POINTWISE = (aten.gelu, aten.silu, aten.tanh, aten.sigmoid, aten.elu, aten.leaky_relu, aten.hardtanh)
 RULES: dict[Any, Rule] = {
     **{each.default: _Population.pointwise for each in _POINTWISE},
+    aten.relu.default: _Population.relu,
     aten.add.Tensor: _Population.pointwise,
     aten.sub.Tensor: _Population.pointwise,
     aten.mul.Tensor: _Population.pointwise,

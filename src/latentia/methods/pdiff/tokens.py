@@ -68,7 +68,8 @@ class TokenGrid:
         """(D,) int64: the place t·P + p of each parameter."""
         flat = self.index.flatten()
         real = flat < self.num_parameters
-        return torch.empty(self.num_parameters, dtype=torch.int64).scatter_(0, flat[real], real.nonzero().flatten())
+        place = torch.empty(self.num_parameters, dtype=torch.int64, device="cpu")
+        return place.scatter_(0, flat[real], real.nonzero().flatten())
 
     @cached_property
     def codes(self) -> Tensor:
@@ -92,6 +93,7 @@ class TokenGrid:
 
     @cached_property
     def _cut(self) -> tuple[Tensor, Tensor]:
+        """`index` and `codes`, on the CPU even where the default device is another: they say where things are."""
         rows_of_index, codes, start, end = [], [], 0, self.num_parameters
         for number, shape in enumerate(self.shapes):
             rows = shape[0] if len(shape) > 1 else 1
@@ -100,11 +102,11 @@ class TokenGrid:
             for row in range(0, rows, together):
                 begin, stop = start + row * columns, start + min(row + together, rows) * columns
                 for first in range(begin, stop, self.size):
-                    piece = torch.arange(first, min(first + self.size, stop))
+                    piece = torch.arange(first, min(first + self.size, stop), device="cpu")
                     rows_of_index.append(F.pad(piece, (0, self.size - len(piece)), value=end))
                     codes.append((number, row, first - begin))
             start += rows * columns
-        return torch.stack(rows_of_index), torch.tensor(codes)
+        return torch.stack(rows_of_index), torch.tensor(codes, device="cpu")
 
 
 class Modulated(nn.Module):
@@ -223,10 +225,11 @@ class ParameterTokenTransformer(GradientCheckpointing, ModelMixin):
         self.out_proj = nn.Linear(width, token_size)
         nn.init.zeros_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
-        columns = self.grid.codes[:, 1:].float()
+        codes = self.grid.codes.to(self.in_proj.weight.device)
+        columns = codes[:, 1:].float()
         waves = [sinusoidal_embedding(column, TIME_FEATURES, freq_shift=0.0) for column in columns.unbind(1)]
         self.register_buffer("waves", torch.cat(waves, 1), persistent=False)
-        self.register_buffer("tensor_number", self.grid.codes[:, 0], persistent=False)
+        self.register_buffer("tensor_number", codes[:, 0], persistent=False)
 
     def forward(
         self, sample: Tensor, timestep: Any = 0.0, codes: Tensor | None = None, return_dict: bool = True
