@@ -3,6 +3,7 @@
 import io
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, features
@@ -10,7 +11,7 @@ from PIL import Image, features
 from latentia.errors import InputError, MissingDependency, check_choice
 
 FORMATS = ("jpeg", "webp", "avif")
-_SAVING = {"jpeg": {"optimize": True, "progressive": True}, "webp": {"method": 6}, "avif": {"speed": 4}}
+_SAVING: dict[str, dict[str, Any]] = {"jpeg": {"optimize": True, "progressive": True}, "webp": {"method": 6}, "avif": {"speed": 4}}
 
 
 @dataclass(frozen=True, slots=True)

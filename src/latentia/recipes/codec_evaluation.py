@@ -125,7 +125,7 @@ def evaluate_codec(
 def judge_pictures(
     x: torch.Tensor, y: torch.Tensor, rulers: Sequence[FeatureNetwork] = (), distances: Sequence[Distance] = ()
 ) -> dict[str, Any]:
-    """Reconstructions y of pictures x (N, C, H, W), whatever made them: the fields of `CodecNumbers` that they decide."""
+    """Reconstructions y of pictures x (N, C, H, W), whatever made them: what `CodecNumbers` says of them."""
     report = evaluate_reconstruction(x, y)
     found = [frechet(ruler, x, y) for ruler in rulers]
     apart = [perceptual_distance(distance, x, y) for distance in distances]

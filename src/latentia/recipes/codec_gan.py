@@ -87,7 +87,7 @@ class CodecGAN(Recipe):
 
     data: str = Field(description="digits, photos, hf:NAME, or a folder of images")
     image_size: PositiveInt = Field(description="side of a picture (a tile) in pixels")
-    image_channels: Literal[1, 3] = Field(default=3, description="grey or RGB")
+    image_channels: PositiveInt = Field(default=3, description="1 (grey) or 3 (RGB)")
     flip: bool = Field(default=False, description="mirror each picture with probability one half")
     loss: Literal["l1", "l2", "huber"] = Field(default="l1", description="reconstruction error")
     reduction: Literal["sum", "mean"] = Field(default="mean", description="over a picture's elements; LDM sums")
@@ -240,9 +240,6 @@ class CodecGAN(Recipe):
 
             views = self.perceptual.steps * BATCH * (2 if self.perceptual.pretext == "instances" else 1)
             found.append(Work("features", "features", self.feature_network, images, views, BATCH, BATCH))
-        found.append(
-            Work("codec", "codec", self.build_codec, images, seen, self.batch_size, micro, averaged=self.ema.decay > 0)
-        )
         if self.perceptual.kind != "none" and self.perceptual.weight:
             passes = 3 * seen  # real, made, and back through the made
             found.append(
@@ -252,6 +249,9 @@ class CodecGAN(Recipe):
             judge = partial(self.discriminator.build, self.image_channels)
             active = max(0, self.steps - self.discriminator.start) * self.batch_size
             found.append(Work("codec", "discriminator", judge, images, 3 * active, self.batch_size, micro))
+        found.append(
+            Work("codec", "codec", self.build_codec, images, seen, self.batch_size, micro, averaged=self.ema.decay > 0)
+        )
         return found
 
     def _like_perceptual(self) -> nn.Module:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -114,7 +114,9 @@ def plan_cut(codec: Codec, height: int, width: int, tile: int | None = None, ove
 
 def open_codec(folder: str | os.PathLike[str], device: str = "auto") -> Codec:
     """The codec saved in `folder`, ready to work."""
-    return load_codec(folder).to(resolve_device(device)).eval().requires_grad_(False)
+    loaded: Any = load_codec(folder).to(resolve_device(device)).eval().requires_grad_(False)
+    codec: Codec = loaded
+    return codec
 
 
 def open_token_codec(folder: str | os.PathLike[str], device: str = "auto") -> TokenCodec:

@@ -30,7 +30,7 @@ def ldm_kl_f8() -> KLFirstStage:
     """LDM's KL-autoencoder f = 8 on 256×256 crops, Stable Diffusion's first stage: 83,653,863 parameters.
 
     Command: latentia train ldm-kl-f8 data=FOLDER perceptual.weights=VGG16,LPIPS_VGG --out runs/ldm-kl-f8
-    Cost:    9.5 EFLOP: about 2.4 A100-days. No task for 2 CPU cores.
+    Cost:    23 EFLOP: about 6 A100-days. No task for 2 CPU cores.
     Expect:  on ImageNet's validation set reconstruction FID 0.90, PSNR 24.19 ± 4.19, PSIM 1.02, SSIM 0.69.
 
     `data` is a folder of pictures; the authors took crops of OpenImages. `perceptual.weights`: torchvision's VGG16 and
@@ -61,12 +61,12 @@ def ldm_vq_f4() -> VQGAN:
     """LDM's VQ-autoencoder f = 4 on 256×256 crops (K = 8192, d = 3), the first stage of LDM-4: 55,322,782 parameters.
 
     Command: latentia train ldm-vq-f4 data=FOLDER perceptual.weights=VGG16,LPIPS_VGG --out runs/ldm-vq-f4
-    Cost:    9.5 EFLOP: about 2.4 A100-days (29 V100-days in the paper's table 18). No task for 2 CPU cores.
+    Cost:    14 EFLOP: about 3.5 A100-days (the paper's table 18 says 29 V100-days). No task for 2 CPU cores.
     Expect:  on ImageNet's validation set reconstruction FID 0.58, PSNR 27.43 ± 4.26, PSIM 0.53, SSIM 0.82.
 
     `data` and `perceptual.weights` as in `ldm-kl-f8`. The discriminator joins at once, as published.
 
-    Source: models/first_stage_models/vq-f4 of the authors (533,066 steps of 8, lr 4.5e-6 a sample), table 8 of the paper.
+    Source: models/first_stage_models/vq-f4 of the authors (533,066 steps, lr 4.5e-6 a sample) and table 8 of the paper.
     """
     return VQGAN(
         name="ldm-vq-f4",

@@ -231,7 +231,7 @@ class PDiffPaper(NetworkDiffusion):
 
         random = self.model_copy(update={"pretrained": None})
         with torch.device("meta"):
-            network = random.build()
+            network = random.build().eval()
             layout = ParameterLayout.select(network, self.patterns())
             share = tail_share(network, layout, self.picture(1))
         main, collect = self.fits()
@@ -240,29 +240,13 @@ class PDiffPaper(NetworkDiffusion):
         steps = self.skip + 1 + (self.count - 1) * self.every
         seen = round(judged_images(self) * (1 + share * (self.count + self.samples)))
         every, some = main.batch_size, collect.batch_size
-        first = [Work("originals", self.architecture, random.build, self.picture, trained, every, every)]
+        learning = partial(frozen, random.build, names)
+        here, shown = (self.architecture, random.build, self.picture), (self.architecture, learning, self.picture)
         return [
-            *(first if trained else []),
-            Work(
-                "collecting",
-                self.architecture,
-                partial(frozen, random.build, names),
-                self.picture,
-                steps * some,
-                some,
-                some,
-            ),
+            *([Work("originals", *here, trained, every, every, call=steady)] if trained else []),
+            Work("collecting", *shown, steps * some, some, some, call=steady),
             *self.generator_work(layout.size),
-            Work(
-                "judging",
-                self.architecture,
-                random.build,
-                self.picture,
-                seen,
-                self.judge_batch,
-                self.judge_batch,
-                trained=False,
-            ),
+            Work("judging", *here, seen, self.judge_batch, self.judge_batch, trained=False),
         ]
 
     def picture(self, batch: int) -> tuple[torch.Tensor, ...]:
@@ -270,6 +254,12 @@ class PDiffPaper(NetworkDiffusion):
         import torch
 
         return (torch.zeros(batch, self.channels, self.image_size, self.image_size),)
+
+
+def steady(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """A pass with BatchNorm's running statistics: one small image has none of its own."""
+    logits: torch.Tensor = network.eval()(x)
+    return logits
 
 
 def frozen(build: Callable[[], nn.Module], names: set[str]) -> nn.Module:
@@ -281,7 +271,7 @@ def frozen(build: Callable[[], nn.Module], names: set[str]) -> nn.Module:
 
 
 def third_edition(architecture: ArchitectureName, name: str) -> PDiffPaper:
-    """The later edition: K = 300 checkpoints by AdamW from pretrained weights, z-scores, 500 + 1000 steps, 200 samples."""
+    """The later edition: K = 300 by AdamW from pretrained weights, z-scores, 500 + 1000 steps, 200 samples."""
     codec = PaperCodec(
         kind="batch",
         channels=(64, 128, 256, 256, 32),

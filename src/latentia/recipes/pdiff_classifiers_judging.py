@@ -75,7 +75,8 @@ def write_page(recipe: PDiffPaper, setting: Setting, paper: dict[str, Triple], o
     page.section(
         "What was done",
         f"{recipe.count} checkpoints of {setting.size:,} parameters; {recipe.samples} networks were generated in "
-        f"{setting.seconds[0]:.1f} seconds. The codec rebuilds {setting.explained[0]:.1%} of the variance between them.",
+        f"{setting.seconds[0]:.1f} seconds. The codec rebuilds {setting.explained[0]:.1%} of the variance between "
+        "checkpoints.",
     )
     columns, rows = protocol_table(setting.summary)
     page.table(columns, rows, best=[1], rules=[2])

@@ -14,6 +14,8 @@ _HOME = {
     "digits-ldm": "digits_ldm:digits_ldm",
     "digits-text": "digits_text:digits_text",
     "ldm-celebahq": "ldm_celebahq:ldm_celebahq",
+    "ldm-kl-f8": "ldm_first_stages:ldm_kl_f8",
+    "ldm-vq-f4": "ldm_first_stages:ldm_vq_f4",
     "ldm4-imagenet": "ldm_imagenet:ldm4_imagenet",
     "ldm8-imagenet": "ldm_imagenet:ldm8_imagenet",
     "pdiff": "pdiff_own:pdiff",
@@ -33,6 +35,9 @@ _HOME = {
     "sd-finetune": "sd_finetune:sd_finetune",
     "sd-inpaint": "sd_inpaint:sd_inpaint",
     "sd-lora": "sd_lora:sd_lora",
+    "vqgan-digits": "vqgan:vqgan_digits",
+    "vqgan-imagenet": "vqgan:vqgan_imagenet",
+    "vqgan-photos": "vqgan:vqgan_photos",
 }
 
 

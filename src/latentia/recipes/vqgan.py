@@ -74,9 +74,9 @@ def vqgan_photos() -> VQGAN:
     Cost:    about 9 CPU minutes.
     Expect:  rFID at least 25 % below that of vqvae-photos.
 
-    The codec is that of `vqvae-photos`, network and bits alike; what is added is a perceptual distance on a network that
-    learns for a minute to name damages of the same tiles, and a patch discriminator. It joins a codec that has
-    learned: it learns alone for 60 steps, then its pull grows over 100.
+    The codec is that of `vqvae-photos`, network and bits alike; added are a perceptual distance on a network that
+    learns for a minute to name damages of the same tiles, and a patch discriminator. It joins a codec that has learned:
+    it learns alone for 60 steps, then its pull grows over 100.
     """
     return VQGAN(
         name="vqgan-photos",

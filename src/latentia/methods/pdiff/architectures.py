@@ -164,7 +164,7 @@ def build(
         channels: of the images.
         width: factor on every width, for small machines; 1 is as published.
         patch_size: pixels a side that one position holds after the stem. None: as published (16 for ViT, else 4) for
-            images of 112 pixels or more; below that image_size/8 for ViT and 1 for the others. A ResNet knows 4 (7×7
+            images of 112 pixels or more; below that image_size/8 (at least 2) for ViT and 1 for the others. A ResNet knows 4 (7×7
             convolution and pooling, each halving) and 1 (the 3×3 stem of the CIFAR ResNets).
         pretrained: folder or Hub id of a network in transformers' format, of this very shape.
         pixels: mean and deviation of pixels in [0, 1] by channel, which the network subtracts and divides by. None:
@@ -235,7 +235,7 @@ def logits_class(family: Family) -> Any:
 def _patch(family: Family, image_size: int) -> int:
     if image_size >= 112:
         return 16 if family == "vit" else 4
-    return max(1, image_size // 8) if family == "vit" else 1
+    return max(2, image_size // 8) if family == "vit" else 1
 
 
 def _narrow(known: Architecture, key: str, value: Any, width: float) -> Any:
