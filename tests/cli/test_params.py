@@ -30,7 +30,8 @@ def test_networks_load_into_the_plain_network(cli, trained, tmp_path):
     result = cli("params", "generate", trained, "-n", 18, "--out", nets, "--steps", 3)
     assert result.exit_code == 0, result.output
     assert f"saved 18 networks: {nets / '00000.safetensors'} … 00017.safetensors\n" in result.output
-    assert [file.name for file in sorted(nets.iterdir())] == [f"{i:05d}.safetensors" for i in range(18)]
+    names = [f"{i:05d}.safetensors" for i in range(18)]
+    assert [file.name for file in sorted(nets.iterdir())] == [*names, "networks.json"]
     network = ConvNet3()
     network.load_state_dict(load_file(nets / "00017.safetensors"))
     assert torch.isfinite(network(torch.zeros(2, 1, 8, 8))).all()
@@ -57,6 +58,8 @@ def test_what_does_not_fit_is_told_in_one_line(cli, trained, tmp_path):
         ((trained, "--steps", 1001, "--out", tmp_path / "n"), "1000"),
         ((trained, "--scheduler", "eular"), "euler"),
         ((trained, "--scheduler", "flow"), "does not fit"),
+        ((trained, "-n", 0), "range"),
+        ((trained / "originals",), "model_index.json"),
     ):
         result = cli("params", "generate", *arguments)
         assert result.exit_code == 2

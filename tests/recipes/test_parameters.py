@@ -56,3 +56,54 @@ def test_a_file_is_no_folder(pipe, tmp_path):
     (tmp_path / "nets").write_text("")
     with pytest.raises(InputError, match="is a file"):
         write_networks(pipe, 1, tmp_path / "nets", steps=2)
+
+
+def test_a_stopped_call_goes_on_and_the_rest_is_written_as_it_goes(pipe, tmp_path, monkeypatch):
+    whole = write_networks(pipe, 5, tmp_path / "whole", steps=2)
+    calls = []
+    plain = type(pipe).__call__
+
+    def stopped(self, **options):
+        calls.append(options["sample_indices"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return plain(self, **options)
+
+    monkeypatch.setattr(type(pipe), "__call__", stopped)
+    with pytest.raises(KeyboardInterrupt, match=r"2 of 5 networks are in .*the same command goes on"):
+        write_networks(pipe, 5, tmp_path / "nets", steps=2, batch_size=2)
+    assert len(list((tmp_path / "nets").glob("*.safetensors"))) == 2
+    again = write_networks(pipe, 5, tmp_path / "nets", steps=2, batch_size=2)
+    assert calls == [[0, 1], [2, 3], [2, 3], [4]]
+    for one, other in zip(whole, again):
+        torch.testing.assert_close(load_file(one), load_file(other), rtol=0, atol=1e-6)
+    write_networks(pipe, 6, tmp_path / "nets", steps=2)
+    assert calls[-1] == [5]
+
+
+def test_networks_that_were_made_otherwise_are_left_alone(pipe, tmp_path):
+    write_networks(pipe, 1, tmp_path / "nets", steps=2)
+    (tmp_path / "nets" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"made otherwise \(seed 0 there, 5 here\)"):
+        write_networks(pipe, 1, tmp_path / "nets", steps=2, seed=5)
+    with pytest.raises(InputError, match="steps 2 there, 3 here"):
+        write_networks(pipe, 1, tmp_path / "nets", steps=3)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "00001.safetensors").write_text("")
+    with pytest.raises(InputError, match=r"holds 00001\.safetensors, which was not generated here"):
+        write_networks(pipe, 2, tmp_path / "other", steps=2)
+    write_networks(pipe, 1, tmp_path / "other", steps=2, start=7)
+    assert (tmp_path / "nets" / "notes.txt").read_text() == "mine"
+
+
+def test_a_call_that_is_refused_leaves_no_folder(pipe, tmp_path):
+    with pytest.raises(InputError, match="1000"):
+        write_networks(pipe, 1, tmp_path / "nets", steps=1001)
+    assert not (tmp_path / "nets").exists()
+
+
+def test_generated_networks_are_a_folder_of_checkpoints(pipe, tmp_path):
+    write_networks(pipe, 3, tmp_path / "nets", steps=2)
+    found = Checkpoints.from_folder(tmp_path / "nets", "*", Tied())
+    assert found.vectors.shape == (3, 6 * 6 + 12)
+    assert found.layout.ties == {"second.weight": "first.weight"}

@@ -143,11 +143,11 @@ def test_few_checkpoints_work(count, tmp_path):
     path.mkdir()
     for i, network in enumerate(states(count)):
         torch.save(network.state_dict(), path / f"{i}.pt")
-    recipe = own(f"checkpoints={path}", "data=own_networks:data", "codec.batch_size=8")
+    recipe = own(f"checkpoints={path}", "data=own_networks:data")
     run_recipe(recipe, tmp_path / "run", progress=False)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["originals"]["count"] == count
-    words = "One checkpoint has no spread" if count == 1 else "fewer than a batch of 8"
+    words = "One checkpoint has no spread" if count == 1 else "fewer than a batch of 4"
     assert words in (tmp_path / "run" / "report.html").read_text()
     made = write_networks(open_parameters(tmp_path / "run", device="cpu"), 1, tmp_path / "nets", steps=3)
     if count == 1:

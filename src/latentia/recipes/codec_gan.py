@@ -211,14 +211,18 @@ class CodecGAN(Recipe):
         return torch.cat([x, codec.from_latents(codec.to_latents(x))])
 
     def finish(self, bench: Bench, results: Mapping[str, PhaseResult], out: Path) -> None:
-        """Save the codec into `out`/pipeline, and what judged it beside."""
+        """Save the codec into `out`/pipeline and what taught it beside, then judge it on held-out pictures."""
+        from latentia.recipes.codec_gan_judging import tell
+        from latentia.recipes.photo_features import FOLDER
+
         result = results["codec"]
         use_average(result)
         codec: Any = result.modules["codec"]
         codec.save_pretrained(out / "pipeline")
-        for name in ("discriminator", "features"):
+        for name, folder in (("discriminator", "discriminator"), ("features", f"{FOLDER}/loss")):
             if name in bench.parts:
-                bench.parts[name].save_pretrained(out / name)
+                bench.parts[name].save_pretrained(out / folder)
+        tell(self, codec.to("cpu"), out)
 
     def work(self) -> list[Work]:
         """The perceptual network's training and use, the codec's training, the discriminator's.

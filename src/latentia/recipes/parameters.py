@@ -18,6 +18,7 @@ from latentia.recipes.sources import resolve_device
 if TYPE_CHECKING:
     import torch
 
+    from latentia.methods.pdiff.condition import Given
     from latentia.methods.pdiff.pipeline import ParameterDiffusionPipeline
 
 RECORD = "networks.json"
@@ -52,26 +53,32 @@ def write_networks(
     seed: int = 0,
     batch_size: int = 256,
     start: int = 0,
+    condition: Given | None = None,
+    guidance_scale: float = 1.0,
 ) -> list[Path]:
     """Generate networks number `start` … `start + count − 1` of `seed` into `folder`: `00017.safetensors` and so on.
 
     Every file is a whole state dict for `load_state_dict`: tied tensors stand in it under each of their names. Network
     i is the same whatever else is generated. Each batch is written before the next is generated, and what the folder
     holds of the same pipeline, seed and sampler is not generated again: a stopped call goes on when it is repeated.
+    A conditional pipeline is told one `condition` for all, text such as `3,7` or numbers.
 
-    Raises `InputError` when `folder` is a file, or holds networks that were made otherwise.
+    Raises `InputError` when `folder` is a file, or holds networks that were made otherwise, and for a condition that
+    does not fit.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: give a folder for the networks")
     numbers = range(start, start + count)
     files = {number: folder / f"{number:05d}.safetensors" for number in numbers}
-    record = {"seed": seed, "steps": steps, "pipeline": fingerprint(pipe)}
+    record: dict[str, Any] = {"seed": seed, "steps": steps, "pipeline": fingerprint(pipe)}
+    told = told_networks(pipe, condition, guidance_scale)
+    record |= {name: value if isinstance(value, float) else value.tolist() for name, value in told.items()}
     known = check_record(folder, record, list(files.values()))
     missing = [number for number, file in files.items() if not (known and file.is_file())]
     for at in range(0, len(missing), batch_size):
         some = missing[at : at + batch_size]
         try:
-            made: Any = pipe(num_samples=len(some), seed=seed, sample_indices=some, num_inference_steps=steps)
+            made: Any = pipe(num_samples=len(some), seed=seed, sample_indices=some, num_inference_steps=steps, **told)
             if not at:  # the call was right: now there is something to write
                 write_text_atomic(folder / RECORD, json.dumps(record, indent=2) + "\n")
             for number, state in zip(some, made.state_dicts):
@@ -82,6 +89,21 @@ def write_networks(
                 f"interrupted: {done} of {count} networks are in {folder}; the same command goes on"
             ) from None
     return list(files.values())
+
+
+def told_networks(pipe: ParameterDiffusionPipeline, condition: Given | None, guidance_scale: float) -> dict[str, Any]:
+    """What a call tells the pipeline: nothing, or one condition for all networks and how strongly it counts.
+
+    Raises `InputError` for a condition that is missing or not wanted, of another width, or more than one.
+    """
+    from latentia.methods.pdiff.condition import conditions_of_call
+
+    numbers = conditions_of_call(pipe.unet.config, pipe.template.condition, None, condition)
+    if numbers is None:
+        return {} if guidance_scale == 1 else {"guidance_scale": float(guidance_scale)}
+    if len(numbers) != 1:
+        raise InputError(f"give one condition for all networks, got {len(numbers)}: generate each on its own")
+    return {"condition": numbers[0], "guidance_scale": float(guidance_scale)}
 
 
 def check_record(folder: Path, record: dict[str, Any], files: list[Path]) -> bool:

@@ -246,7 +246,7 @@ class PDiffPaper(NetworkDiffusion):
             *([Work("originals", *here, trained, every, every, call=steady)] if trained else []),
             Work("collecting", *shown, steps * some, some, some, call=steady),
             *self.generator_work(layout.size),
-            Work("judging", *here, seen, self.judge_batch, self.judge_batch, trained=False),
+            Work("judging", *here, seen, self.judge_batch, self.judge_batch, trained=False, call=steady),
         ]
 
     def picture(self, batch: int) -> tuple[torch.Tensor, ...]:

@@ -101,9 +101,7 @@ def tell_data(page: StudyPage, recipe: OwnNetworks, judged: Setting) -> None:
         "original: lower is newer.",
         *(each.sentence for each in summary.comparisons),
     )
-    if judged.explained:
-        rows = list(map(goal_row, goals(judged)))
-        page.table(["number to reach", "reached", "standard error", "bound", ""], rows)
+    page.table(["number to reach", "reached", "standard error", "bound", ""], list(map(goal_row, goals(judged))))
 
 
 def tell_weights(page: StudyPage, weights: WeightReport) -> None:

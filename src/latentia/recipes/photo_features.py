@@ -64,8 +64,8 @@ def pretext_phase(
     network: PhotoFeatures,
     data: Dataset,
     pretext: str,
-    steps: int = STEPS,
-    batch_size: int = BATCH,
+    steps: int | None = None,
+    batch_size: int | None = None,
     name: str = "features",
 ) -> Phase:
     """The phase that trains `network` on `data` by a pretext task, `damage` or `instances`.
@@ -73,9 +73,10 @@ def pretext_phase(
     Raises `UnknownChoiceError` for another task.
     """
     check_choice("pretext task", pretext, PRETEXTS)
+    steps = steps or STEPS
     objective: Objective = InstanceObjective(network) if pretext == "instances" else _damage(network, data)
     optim = Optim(lr=2e-3, weight_decay=0.05, schedule="cosine", warmup=min(20, steps))
-    return Phase(name, objective, data, steps, min(batch_size, len(data)), optim)
+    return Phase(name, objective, data, steps, min(batch_size or BATCH, len(data)), optim)
 
 
 def train_features(
@@ -83,7 +84,7 @@ def train_features(
     pretext: str,
     seed: int = 0,
     name: str = "photo_features",
-    steps: int = STEPS,
+    steps: int | None = None,
     progress: bool = False,
 ) -> PhotoFeatures:
     """A feature network trained on `data`, in evaluation mode and frozen; a function of data, task, seed and steps."""

@@ -28,6 +28,7 @@ _HOME = {
     "pdiff-resnet50": "pdiff_paper_networks:pdiff_resnet50",
     "pdiff-seeds": "pdiff_seeds:pdiff_seeds",
     "pdiff-study": "pdiff_study:pdiff_study",
+    "pdiff-tasks": "pdiff_tasks:pdiff_tasks",
     "pdiff-vit-base": "pdiff_paper_networks:pdiff_vit_base",
     "pdiff-vit-tiny": "pdiff_paper_networks:pdiff_vit_tiny",
     "sd-controlnet": "sd_controlnet:sd_controlnet",

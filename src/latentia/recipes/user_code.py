@@ -87,7 +87,8 @@ def images_of(text: str) -> Images:
         raise InputError(f"data: {text} returned x {tuple(x.shape)} and y {tuple(y.shape)}: as many of each, 2 or more")
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         raise InputError(f"data: x of {text} holds a NaN or infinity")
-    return x, y
+    classes = y.ndim == 1 and y.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32)
+    return x, y.long() if classes else y
 
 
 def score_of(text: str, network: nn.Module) -> float:

@@ -8,75 +8,103 @@ from torch import nn
 
 from latentia.codecs.autoencoder import Autoencoder
 from latentia.codecs.autoencoder_kl import AutoencoderKL
+from latentia.codecs.vq_model import VQModel
 from latentia.core.protocols import Batch
 from latentia.errors import InputError, check_choice
 from latentia.losses.reconstruction import ERRORS, REDUCTIONS, per_sample, weighted_error
 from latentia.losses.weighting import min_snr_weight
 from latentia.schedulers.diffusion import DiffusionScheduler
 from latentia.schedulers.scheduler import SchedulerMixin
+from latentia.training.codebook_health import CodebookHealth
 from latentia.training.objective import Loss, Objective, take
 
 TIMES = ("antithetic", "logit_normal", "uniform")
+Parts = dict[str, torch.Tensor]
 
 
 class ReconstructionObjective(Objective):
-    """Learn x → z → x̂: reconstruction error, plus the posterior's KL when the codec has a posterior.
+    """Learn x → z → x̂: reconstruction error, plus a posterior's KL or a quantizer's loss if the codec has one.
 
-        total = 1/B Σ_b (Σ_elements error(x, x̂) + kl_weight · KL(q(z|x_b) ‖ N(0, I)))
+        total = 1/B Σ_b (Σ_elements error(x, x̂) + kl_weight · KL(q(z|x_b) ‖ N(0, I))),   or
+        total = 1/B Σ_b (Σ_elements error(x, x̂)) + n · quantizer_weight · quantizer's loss
 
     which is latent diffusion's convention: both terms are sums over elements, means over the batch
-    (Rombach et al. 2022, without its perceptual and adversarial terms). `reduction="mean"` divides the whole by the
-    number of elements of one x, so `kl_weight` means the same in both; only learning rate and clipping feel it.
-    A codec with a posterior decodes a sample of it.
+    (Rombach et al. 2022, without its perceptual and adversarial terms); the quantizer's loss is a mean over elements
+    and counts once for each of the n elements of one x. `reduction="mean"` divides the whole by n, so the weights mean
+    the same in both; only learning rate and clipping feel it. A codec with a posterior decodes a sample of it.
 
     Args:
-        codec: `Autoencoder` or `AutoencoderKL`; trained.
+        codec: `Autoencoder`, `AutoencoderKL` or `VQModel`; trained.
         kl_weight: ≥ 0; without effect for a codec without posterior.
         reduction: `sum` or `mean`.
         loss: `l1`, `l2` (= `mse`) or `huber`.
+        quantizer_weight: ≥ 0; without effect for a codec without quantizer.
 
-    Parts: `rec` and, with a posterior, `kl`, both in the units of the total (before `kl_weight`).
+    Parts: `rec` and, with a posterior, `kl`, both in the units of the total (before `kl_weight`). With a quantizer its
+    own parts, and `perplexity` of the batch's tokens beside `perplexity_ceiling`, and `codes_used`. A codebook that
+    collapses, its perplexity below a tenth of its ceiling, is warned of once in the log `latentia.training`.
     Reads `x` (B, C, H, W) in [-1, 1] from the batch.
     """
 
     def __init__(
-        self, codec: Autoencoder | AutoencoderKL, kl_weight: float = 1e-6, reduction: str = "sum", loss: str = "l1"
+        self,
+        codec: Autoencoder | AutoencoderKL | VQModel,
+        kl_weight: float = 1e-6,
+        reduction: str = "sum",
+        loss: str = "l1",
+        quantizer_weight: float = 1.0,
     ) -> None:
         super().__init__()
         check_choice("reduction", reduction, REDUCTIONS)
         check_choice("loss", loss, ERRORS)
-        if not isinstance(codec, Autoencoder | AutoencoderKL):
-            raise InputError(f"ReconstructionObjective trains Autoencoder or AutoencoderKL, got {type(codec).__name__}")
+        if not isinstance(codec, Autoencoder | AutoencoderKL | VQModel):
+            raise InputError(
+                f"ReconstructionObjective trains Autoencoder, AutoencoderKL or VQModel, got {type(codec).__name__}"
+            )
+        if isinstance(codec, VQModel) and codec.config.lookup_from_codebook:
+            raise InputError("a VQModel with lookup_from_codebook=True decodes tokens only: train it with False")
         if not kl_weight >= 0:
             raise InputError(f"kl_weight must be at least 0, got {kl_weight}")
+        if not quantizer_weight >= 0:
+            raise InputError(f"quantizer_weight must be at least 0, got {quantizer_weight}")
         self.codec = codec
         self.kl_weight, self.reduction, self.loss = kl_weight, reduction, loss
+        self.quantizer_weight = quantizer_weight
+        self.health = CodebookHealth(codec.quantize) if isinstance(codec, VQModel) else None
 
     def settings(self) -> dict[str, Any]:
-        """Loss, reduction and weight."""
-        return {"kl_weight": self.kl_weight, "reduction": self.reduction, "loss": self.loss}
+        """Loss, reduction and weights."""
+        said = {"kl_weight": self.kl_weight, "reduction": self.reduction, "loss": self.loss}
+        return said if self.health is None else said | {"quantizer_weight": self.quantizer_weight}
 
     def forward(self, batch: Batch, turn: str = "main", step: int = 0) -> Loss:
         """See the class."""
         x = take(batch, "x")
         elements = x[0].numel() if self.reduction == "mean" else 1
-        z, kl = self._encode(x)
-        (x_hat,) = self.codec.decode(z, return_dict=False)
+        x_hat, bottleneck, parts = self._reconstruct(x, step)
         if x_hat.shape != x.shape:
             raise InputError(f"the codec made {tuple(x_hat.shape)} of {tuple(x.shape)}: check in_ and out_channels")
         rec = per_sample(ERRORS[self.loss](x_hat.float(), x.float()), "sum").mean() / elements
-        if kl is None:
-            return Loss(rec, {"rec": rec.detach()})
-        kl = kl.mean() / elements
-        return Loss(rec + self.kl_weight * kl, {"rec": rec.detach(), "kl": kl.detach()})
+        scaled = {"kl": parts["kl"] / elements} if "kl" in parts else parts
+        return Loss(rec + bottleneck / elements, {"rec": rec.detach(), **scaled})
 
-    def _encode(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Raw latents and, if there is a posterior, its KL (B,)."""
-        if isinstance(self.codec, Autoencoder):
-            (z,) = self.codec.encode(x, return_dict=False)
-            return z, None
-        (posterior,) = self.codec.encode(x, return_dict=False)
-        return posterior.sample(), posterior.kl()
+    def _reconstruct(self, x: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor | float, Parts]:
+        """x̂, the weighted loss of the bottleneck as a sum over the elements of one x, and its parts."""
+        codec = self.codec
+        if isinstance(codec, VQModel):
+            (z,) = codec.encode(x, return_dict=False)
+            quantized = codec.quantize(z)
+            parts = {**quantized.parts, **self.health.of(quantized.indices, step)} if self.health else {}
+            x_hat = codec.decode(quantized.values, force_not_quantize=True, return_dict=False)[0]
+            return x_hat, x[0].numel() * self.quantizer_weight * quantized.loss, parts
+        if isinstance(codec, AutoencoderKL):
+            (posterior,) = codec.encode(x, return_dict=False)
+            (x_hat,) = codec.decode(posterior.sample(), return_dict=False)
+            kl = posterior.kl().mean()
+            return x_hat, self.kl_weight * kl, {"kl": kl.detach()}
+        (z,) = codec.encode(x, return_dict=False)
+        (x_hat,) = codec.decode(z, return_dict=False)
+        return x_hat, 0.0, {}
 
 
 class DiffusionObjective(Objective):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latentia.methods.flowmo.model import FlowMo
+from latentia.methods.flowmo.codecs import ContinuousFlowMo, FlowMo
 
 TINY = {
     "image_size": 8,
@@ -17,19 +17,17 @@ TINY = {
     "decoder_width": 32,
     "decoder_depth": 2,
     "decoder_heads": 2,
-    "quantizer_options": {"group_bits": 3},
 }
+BITS = {"quantizer_options": {"group_bits": 3}}
 
 
 @pytest.fixture
 def tiny():
     """`tiny(**changes)` → a FlowMo whose weights are all alive (new ones have closed gates)."""
 
-    def make(alive=True, seed=0, **changes):
+    def make(alive=True, seed=0, continuous=False, **changes):
         torch.manual_seed(seed)
-        if changes.get("quantizer") == "none":
-            changes = {"quantizer_options": None, **changes}
-        model = FlowMo(**{**TINY, **changes})
+        model = ContinuousFlowMo(**{**TINY, **changes}) if continuous else FlowMo(**{**TINY, **BITS, **changes})
         if alive:
             for p in model.parameters():
                 if p.ndim > 1:

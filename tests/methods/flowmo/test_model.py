@@ -1,9 +1,10 @@
 import pytest
 import torch
 
+from latentia.core.protocols import Codec, TokenCodec
 from latentia.core.rng import sample_generators
 from latentia.errors import ConfigError, InputError, UnknownChoiceError
-from latentia.methods.flowmo.model import FlowMo
+from latentia.methods.flowmo.codecs import FlowMo
 from latentia.methods.flowmo.sampler import Sampler
 
 SHAPE = (1, 8, 8)
@@ -92,15 +93,16 @@ def test_one_step_is_the_estimate_from_pure_noise(tiny):
 
 @torch.no_grad()
 def test_continuous_variant(tiny):
-    model = tiny(quantizer="none").eval()
+    model = tiny(continuous=True).eval()
     z = model.to_latents(pictures())
     torch.testing.assert_close(z.mean((1, 2)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(z.square().mean((1, 2)), torch.ones(3), atol=1e-3, rtol=0)
     assert model.bits_per_element() == 16
     assert model.from_latents(z).shape == (3, *SHAPE)
-    for call in (lambda: model.to_tokens(pictures()), lambda: model.num_codes, lambda: model.bits(SHAPE)):
-        with pytest.raises(ConfigError, match="no tokens"):
-            call()
+    assert isinstance(model, Codec)
+    assert not isinstance(model, TokenCodec)
+    assert isinstance(tiny(), TokenCodec)
+    assert model(pictures()).sample.shape == (3, *SHAPE)
 
 
 @torch.no_grad()

@@ -101,7 +101,7 @@ def test_noise_anneals_from_continuous_to_quantised(tiny):
 
 
 def test_noise_synchronisation(tiny):
-    objective = FlowMoPretraining(tiny(quantizer="none"), noise_sync=1.0)
+    objective = FlowMoPretraining(tiny(continuous=True), noise_sync=1.0)
     torch.manual_seed(0)
     t, values = objective._synchronised(torch.full((4000,), 0.01), torch.ones(4000, 6, 4))
     assert float(t.mean()) == pytest.approx(0.75, abs=0.02)  # U[level, 1] of level ~ U(0, 1)

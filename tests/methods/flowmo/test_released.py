@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from latentia.errors import ArtifactError, UnknownChoiceError
-from latentia.methods.flowmo.model import FlowMo
+from latentia.methods.flowmo.codecs import FlowMo
 from latentia.methods.flowmo.released import (
     dead_weights,
     from_released,

@@ -49,7 +49,7 @@ class LookupFreeQuantizer(Quantizer):
         bits = self.dim if group_bits is None else group_bits
         self.group_bits = check_count("group_bits", bits, error=ConfigError)
         if self.dim % self.group_bits or self.group_bits > 62:
-            raise ConfigError(f"group_bits {group_bits} must divide the {dim} bits of a position, and be at most 62")
+            raise ConfigError(f"group_bits {bits} must divide the {dim} bits of a position, and be at most 62")
         self.tokens = self.dim // self.group_bits
         self.num_codes = 2**self.group_bits
         self.tau = check_number("tau", tau, low=0, open_low=True)
@@ -59,8 +59,8 @@ class LookupFreeQuantizer(Quantizer):
         self.sync = sync
         if self.group_bits > 20 and entropy_weight and diversity:
             raise ConfigError(
-                f"the batch's entropy over 2^{self.group_bits} codes cannot be held: give group_bits of at most 20 that "
-                "divides dim, or diversity=0"
+                f"the entropy over 2^{self.group_bits} codes cannot be held: give group_bits of at most 20 "
+                "that divides dim, or diversity=0"
             )
 
     def forward(self, z: torch.Tensor) -> Quantized:

@@ -164,8 +164,8 @@ class EMAVectorQuantizer(Quantizer):
 
 
 def _on_sphere(z: torch.Tensor) -> torch.Tensor:
-    """z (N, d, ...) along its direction on dim 1, of length √d; 0 stays 0."""
-    return F.normalize(z, dim=1) * z.shape[1] ** 0.5
+    """z (N, d, ...) along its direction on dim 1, of length √d; near 0 shorter, so that gradients fit half precision."""
+    return F.normalize(z, dim=1, eps=1e-3) * z.shape[1] ** 0.5
 
 
 def _below_one(name: str, value: object) -> float:

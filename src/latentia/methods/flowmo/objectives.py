@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 from latentia.core.arguments import check_count, check_number
 from latentia.core.protocols import Batch
 from latentia.errors import InputError, check_choice
-from latentia.methods.flowmo.model import FlowMo
+from latentia.methods.flowmo.codecs import FlowMo
+from latentia.methods.flowmo.model import DiffusionAutoencoder
 from latentia.methods.flowmo.weight_norm import NORM_MODES, ForcedWeightNorm
 from latentia.training.objective import Loss, Objective, take
 
@@ -38,7 +39,7 @@ class FlowMoObjective(Objective):
 
     def __init__(
         self,
-        codec: FlowMo,
+        codec: DiffusionAutoencoder,
         perceptual: nn.Module | None = None,
         perceptual_weight: float = 0.1,
         weight_power: float = 2.0,
@@ -62,8 +63,8 @@ class FlowMoObjective(Objective):
         for name, number in (("perceptual_weight", perceptual_weight), ("weight_power", weight_power)):
             check_number(name, number, low=0)
         check_number("weight_floor", weight_floor, 0, 1)
-        if noise_sync and codec.quantizer is not None:
-            raise InputError("noise_sync is for the continuous variant: use quantizer='none', or noise_sync=0")
+        if noise_sync and isinstance(codec, FlowMo):
+            raise InputError("noise_sync is for the continuous variant: use ContinuousFlowMo, or noise_sync=0")
         if weight_norm is not None:
             check_choice("weight_norm", weight_norm, NORM_MODES)
         self.codec, self.perceptual = codec, perceptual
@@ -96,7 +97,7 @@ class FlowMoObjective(Objective):
         """The code's values (B, c, S), the quantizer's loss, and its parts for the log."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
             (latents,) = self.codec.encode(x, return_dict=False)
-            if self.codec.quantizer is None:
+            if not isinstance(self.codec, FlowMo):
                 return latents, None, {}
             coded = self.codec.quantize(latents)
         values = coded.values
@@ -190,7 +191,12 @@ class FlowMoPostTraining(FlowMoObjective):
     """
 
     def __init__(
-        self, codec: FlowMo, perceptual: nn.Module, sample_weight: float = 0.01, chain_steps: int = 8, **options: Any
+        self,
+        codec: DiffusionAutoencoder,
+        perceptual: nn.Module,
+        sample_weight: float = 0.01,
+        chain_steps: int = 8,
+        **options: Any,
     ) -> None:
         super().__init__(codec, perceptual, **{**options, "freeze_encoder": True})
         self.sample_weight = check_number("sample_weight", sample_weight, low=0)

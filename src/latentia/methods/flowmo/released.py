@@ -18,7 +18,7 @@ from latentia.core.artifacts import load_state_dict
 from latentia.core.model_loading import SkipInit, check_fits, fill
 from latentia.core.weight_files import PICKLES
 from latentia.errors import ArtifactError, InputError, check_choice
-from latentia.methods.flowmo.model import FlowMo
+from latentia.methods.flowmo.codecs import FlowMo
 
 GROUP_BITS = {18: 9, 56: 14}
 """Bits of one token in the two published models, by the bits of a code token."""

@@ -164,8 +164,8 @@ def build(
         channels: of the images.
         width: factor on every width, for small machines; 1 is as published.
         patch_size: pixels a side that one position holds after the stem. None: as published (16 for ViT, else 4) for
-            images of 112 pixels or more; below that image_size/8 (at least 2) for ViT and 1 for the others. A ResNet knows 4 (7×7
-            convolution and pooling, each halving) and 1 (the 3×3 stem of the CIFAR ResNets).
+            images of 112 pixels or more; below that image_size/8 (at least 2) for ViT, and 1 for the others. A ResNet
+            knows 4 (7×7 convolution and pooling, each halving) and 1 (the 3×3 stem of the CIFAR ResNets).
         pretrained: folder or Hub id of a network in transformers' format, of this very shape.
         pixels: mean and deviation of pixels in [0, 1] by channel, which the network subtracts and divides by. None:
             what the published weights expect for RGB, else 0.5 and 0.5.
@@ -265,6 +265,8 @@ def _load(kind: Any, name: str, shape: Mapping[str, Any], source: str | os.PathL
     source, family = os.fspath(source), architecture(name).family
     if family == "resnet" and shape["patch_size"] == 1:
         raise InputError("pretrained ResNets have ImageNet's stem: give patch_size=4, or no pretrained weights")
+    if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "config.json")):
+        raise ArtifactError(f"cannot load {name}: {source} has no config.json, which transformers would take for defaults")
     try:
         config = kind.config_class.from_pretrained(source)
         found = config.to_dict()

@@ -94,7 +94,7 @@ def train_trajectory(
 
     Args:
         build: makes the network from torch's global generator, which is seeded before.
-        data: images (N, ...) and labels (N,); the device they lie on is used.
+        data: images (N, ...) and labels (N,), int64 for cross-entropy; the device they lie on is used.
         patterns: which parameters (`ParameterLayout.select`).
         K: number of checkpoints.
         settings: a `Trajectory` or the name of one in `PRESETS`.
@@ -110,7 +110,7 @@ def train_trajectory(
         check_choice("preset", settings, PRESETS)
         settings = PRESETS[settings]
     check_count("K", K)
-    _check_data(data)
+    _check_data(data, loss)
     network = new_network(build, seed).to(data[0].device)
     layout = ParameterLayout.select(network, patterns)
     identity = {"kind": "trajectory", "K": K, "seed": seed, "settings": asdict(settings)}
@@ -154,7 +154,7 @@ def train_seeds(
     if not seeds or len(set(seeds)) != len(seeds):
         raise InputError(f"give at least one seed, each once, got {seeds[:8]}")
     check_count("chunk", chunk)
-    _check_data(data)
+    _check_data(data, loss)
     fit = fit or Fit()
     device = data[0].device
     network = new_network(build, seeds[0]).to(device)
@@ -316,9 +316,11 @@ def _digest(data: Images) -> str:
     return images.hexdigest()
 
 
-def _check_data(data: Images) -> None:
+def _check_data(data: Images, loss: Loss) -> None:
+    """Any labels do for a loss of the caller's own; cross-entropy wants classes."""
     x, y = data
-    if len(x) == 0 or y.shape != x.shape[:1] or y.dtype != torch.int64:
+    fits = y.shape[:1] == x.shape[:1] if loss is not F.cross_entropy else y.shape == x.shape[:1]
+    if len(x) == 0 or not fits or (loss is F.cross_entropy and y.dtype != torch.int64):
         raise InputError(
             f"give images (N, ...) and labels (N,) int64, got {tuple(x.shape)}, {tuple(y.shape)} {y.dtype}"
         )

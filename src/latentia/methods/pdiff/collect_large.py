@@ -26,9 +26,10 @@ from latentia.core.rng import derive_seed
 from latentia.errors import InputError, NonFiniteError, check_choice
 from latentia.methods.pdiff.augmentation import Augmentation
 from latentia.methods.pdiff.checkpoints import Checkpoints
-from latentia.methods.pdiff.collect import PRESETS, Build, Place, Progress, Trajectory, TrajectoryRun, digests
+from latentia.methods.pdiff.collect import PRESETS, Build, Progress, Trajectory, TrajectoryRun
 from latentia.methods.pdiff.layout import ParameterLayout
 from latentia.methods.pdiff.many import Fit, Loss, epoch_order, loss_name, new_network
+from latentia.methods.pdiff.place import Place, digests
 from latentia.training.log import ProgressLine
 from latentia.training.order import batches
 from latentia.training.parallel import to_device

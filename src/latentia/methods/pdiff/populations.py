@@ -25,13 +25,12 @@ Own = Mapping[str, Tensor]
 
 
 class Scores(Contract):
-    """What judges networks on one set of images; `scoring.Scorer` does.
+    """What judges networks on one set of images; `scoring.Scorer` and `dataset_scoring.DatasetScorer` do."""
 
-    Attributes:
-        y: (M,) the true classes.
-    """
-
-    y: Tensor
+    @property
+    def y(self) -> Tensor:
+        """The true classes (M,)."""
+        ...
 
     def wrong(self, vectors: Tensor, *, own: Own | None = None) -> Tensor:
         """Which images each network (N, D) gets wrong: bool (N, M)."""

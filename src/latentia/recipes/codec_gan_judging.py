@@ -1,0 +1,64 @@
+"""What a finished first stage reports of itself: numbers on held-out pictures, and a sheet of reconstructions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from latentia.core.files import write_text_atomic
+from latentia.core.images import grid
+from latentia.core.protocols import Codec, FeatureNetwork
+from latentia.recipes.codec_evaluation import CodecNumbers, evaluate_codec
+
+if TYPE_CHECKING:
+    from latentia.recipes.codec_gan import CodecGAN
+
+SHOWN = 16
+MOST = 2048
+"""Pictures judged at most; a paper's 50,000 are for `latentia evaluate`."""
+
+
+def held_out(recipe: CodecGAN, split: str) -> torch.Tensor:
+    """The pictures (N, C, H, W) to judge: tiles side by side of whole photographs, in full and in half size; or the
+    split of the recipe's data. `report` photographs are never trained on, nor settings chosen by them.
+    """
+    if recipe.data == "photos":
+        from latentia.data.photos import photos
+
+        data: Any = photos(split, recipe.image_size, scales=(1.0, 0.5), channels=recipe.image_channels)
+    else:
+        data = recipe.images("test")
+    rows = torch.linspace(0, len(data) - 1, min(len(data), MOST)).long()
+    found: torch.Tensor = data.batch(rows.tolist())["x"]
+    return found
+
+
+def rulers(recipe: CodecGAN, out: Path) -> list[FeatureNetwork]:
+    """The ruler of the recipe's data: `digits` for digits, `photo_features` for photographs; none for other data."""
+    if recipe.data == "digits":
+        from latentia.recipes.judge import train_judge
+
+        return [train_judge("digits", recipe.images("train"), recipe.images("test"), progress=False)[0]]
+    if recipe.data == "photos" and recipe.image_channels == 3:
+        from latentia.recipes.photo_features import FOLDER, ruler
+
+        return [ruler(out / FOLDER)]
+    return []
+
+
+def tell(recipe: CodecGAN, codec: Codec, out: Path) -> CodecNumbers:
+    """Judge the codec, write `out`/report.json and `out`/reconstructions.png; returns the numbers.
+
+    Photographs are judged on `report`, all other data on its test split.
+    """
+    split = "report" if recipe.data == "photos" else "test"
+    pictures = held_out(recipe, split)
+    numbers, back = evaluate_codec(codec, pictures, rulers(recipe, out))
+    rows = torch.linspace(0, len(pictures) - 1, min(SHOWN, len(pictures))).long()
+    grid(torch.cat([pictures[rows], back[rows]]), columns=len(rows), scale=3).save(out / "reconstructions.png")
+    said = {"recipe": recipe.name, "split": split, **numbers.to_dict()}
+    write_text_atomic(out / "report.json", json.dumps(said, indent=2) + "\n")
+    return numbers
