@@ -66,7 +66,8 @@ def networks(route: str, size: int) -> tuple[nn.Module, Callable[[nn.Module], to
         latents, preset = (1, latent), V2
     else:
         padded, preset = size, DIGITS
-        codec = DIGITS.build_autoencoder(size)
+        with torch.device("cpu" if "auto" in route else "meta"):  # the UNet only needs the latents' shape
+            codec = DIGITS.build_autoencoder(size)
         latents = codec.latents
     if "autoencoder" in route:
         assert codec is not None

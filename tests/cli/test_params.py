@@ -58,7 +58,7 @@ def test_what_does_not_fit_is_told_in_one_line(cli, trained, tmp_path):
         ((trained, "--steps", 1001, "--out", tmp_path / "n"), "1000"),
         ((trained, "--scheduler", "eular"), "euler"),
         ((trained, "--scheduler", "flow"), "does not fit"),
-        ((trained, "-n", 0), "range"),
+        ((trained, "-n", 0), "--count"),
         ((trained / "originals",), "model_index.json"),
     ):
         result = cli("params", "generate", *arguments)
@@ -71,3 +71,55 @@ def test_a_pipeline_of_pictures_is_refused(cli, run_folder):
     result = cli("params", "generate", run_folder)
     assert result.exit_code == 2
     assert "generates no networks" in result.output
+
+
+CONDITIONAL = (
+    "steps=2", "batch_size=4", "codec.steps=2", "codec.batch_size=4", "unet.channels=16,", "unet.layers=1",
+    "tasks.kind=pair", "tasks.held_out=2", "tasks.per_task=1", "tasks.fit.epochs=1", "task.train=60", "runs=1",
+    "wide=none", "drawn.samples=1", "drawn.steps=2", "device=cpu",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory):
+    from typer.testing import CliRunner
+
+    from latentia.cli.main import app
+
+    out = tmp_path_factory.mktemp("conditional") / "run"
+    result = CliRunner().invoke(app, ["train", "pdiff-tasks", *CONDITIONAL, "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "--condition 3,7" in result.output
+    return out
+
+
+def test_networks_for_a_condition(cli, conditional, tmp_path):
+    def made(name, *options):
+        nets = tmp_path / name
+        result = cli("params", "generate", conditional, "-n", 2, "--steps", 2, "--out", nets, *options)
+        assert result.exit_code == 0, result.output
+        return load_file(nets / "00001.safetensors")["trunk.weight"]
+
+    named = made("named", "--condition", "3=-1,7")
+    assert torch.equal(named, made("numbers", "--condition", "[0, 0, 0, -1, 0, 0, 0, 1, 0, 0]"))
+    assert not torch.equal(named, made("other", "--condition", "3,7=-1"))
+    assert not torch.equal(named, made("guided", "--condition", "3=-1,7", "--guidance-scale", 3))
+
+
+def test_conditions_that_do_not_fit_are_told(cli, conditional, trained, tmp_path):
+    nets = tmp_path / "nets"
+    assert (
+        cli("params", "generate", conditional, "-n", 1, "--steps", 2, "--out", nets, "--condition", "1").exit_code == 0
+    )
+    for run, arguments, words in (
+        (conditional, (), "this pipeline is conditional: pass condition, 10 numbers"),
+        (conditional, ("--condition", "ten"), "unknown name in the condition 'ten'"),
+        (conditional, ("--condition", "[1, 2]"), "expected (10,)"),
+        (conditional, ("--condition", "2"), "made otherwise (condition"),
+        (trained, ("--condition", "2"), "unconditional: leave it out"),
+        (trained, ("--guidance-scale", 2), "this pipeline is unconditional"),
+    ):
+        out = nets if "2" in arguments and run == conditional else tmp_path / "none"
+        result = cli("params", "generate", run, "-n", 1, "--steps", 2, "--out", out, *arguments)
+        assert result.exit_code == 2
+        assert words in " ".join(result.output.split()), result.output

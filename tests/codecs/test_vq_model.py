@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latentia import VQModel
-from latentia.core.protocols import Codec
+from latentia.core.protocols import Codec, TokenCodec
 from latentia.errors import ConfigError, InputError, UnknownChoiceError
 
 TINY = {
@@ -296,3 +296,79 @@ def test_wrong_shapes(model):
 def test_wrong_arguments(given, error, says):
     with pytest.raises(error, match=says):
         VQModel(**{**TINY, **given})
+
+
+# -- other quantizers -------------------------------------------------------------------------------------------
+
+QUANTIZED = {
+    "vq": {},
+    "vq_ema": {"quantizer": "vq_ema", "quantizer_options": {"decay": 0.9}},
+    "residual": {"quantizer": "residual", "quantizer_options": {"levels": 3}},
+    "lfq": {"quantizer": "lfq", "num_vq_embeddings": 8, "vq_embed_dim": 3},
+    "lfq of two tokens": {
+        "quantizer": "lfq",
+        "num_vq_embeddings": 8,
+        "vq_embed_dim": 6,
+        "quantizer_options": {"group_bits": 3},
+    },
+    "fsq": {"quantizer": "fsq", "num_vq_embeddings": 15, "quantizer_options": {"levels": [5, 3]}},
+}
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_is_a_token_codec_with_any_quantizer(name, tmp_path):
+    torch.manual_seed(0)
+    model = VQModel(**{**TINY, **QUANTIZED[name]}).train()
+    assert isinstance(model, TokenCodec)
+    x = pictures()
+    (model(x).sample.square().mean() + model(x).commit_loss).backward()
+    model.eval()
+    tokens = model.to_tokens(x)
+    assert tokens.shape == (2, *model.token_shape((3, 8, 16)))
+    assert tokens.max() < model.num_codes == model.config.num_vq_embeddings
+    assert torch.equal(model.from_tokens(tokens, torch.Generator()), model(x).sample)
+    bits = model.bits((3, 8, 16))
+    assert bits == pytest.approx(tokens[0].numel() * math.log2(model.num_codes))
+    assert bits == pytest.approx(model.bits_per_element() * math.prod(model.latent_shape((3, 8, 16))))
+    model.save_pretrained(tmp_path)
+    again = VQModel.from_pretrained(tmp_path)
+    assert torch.equal(again.to_tokens(x), tokens)
+    assert torch.equal(again.from_tokens(tokens), model.from_tokens(tokens))
+    half = VQModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.from_tokens(tokens).dtype == torch.bfloat16
+    with pytest.raises(InputError, match="tokens have shape"):
+        model.from_tokens(tokens[0])
+    for switch in (model.enable_slicing, model.enable_tiling):
+        switch()
+        assert model.to_tokens(pictures(height=24, width=32)).shape == (2, *model.token_shape((3, 24, 32)))
+
+
+def test_other_quantizers_are_no_business_of_the_peer():
+    assert "quantizer" not in VQModel(**TINY).config_to_save()
+    saved = VQModel(**{**TINY, **QUANTIZED["residual"]}).config_to_save()
+    assert (saved["quantizer"], saved["quantizer_options"]) == ("residual", {"levels": 3})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"quantizer": "lfq", "vq_embed_dim": 4}, "num_vq_embeddings is 13, but tokens of 'lfq' .* have 16 values"),
+        (
+            {"quantizer": "fsq", "vq_embed_dim": 2, "quantizer_options": {"levels": (3, 3)}},
+            "set num_vq_embeddings=9",
+        ),
+        ({"quantizer": "fsq"}, "quantizer 'fsq' needs levels"),
+        ({"quantizer": "vq_ema", "legacy_beta": True}, "'vq_ema' has no legacy_beta, got True"),
+        ({"quantizer": "lfq", "beta": 0.5}, "'lfq' has no beta, got 0.5"),
+    ],
+)
+def test_quantizers_that_do_not_fit_are_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        VQModel(**{**TINY, **given})
+
+
+def test_unknown_quantizers_and_options_are_refused():
+    with pytest.raises(UnknownChoiceError, match="unknown quantizer 'vqema': did you mean 'vq_ema'"):
+        VQModel(**TINY, quantizer="vqema")
+    with pytest.raises(UnknownChoiceError, match="option of quantizer 'vq_ema' 'revival': did you mean 'revive'"):
+        VQModel(**TINY, quantizer="vq_ema", quantizer_options={"revival": 0.1})

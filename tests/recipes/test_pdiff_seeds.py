@@ -38,10 +38,21 @@ def told(tmp_path_factory):
 def test_everything_is_judged_in_every_run(told):
     out, report = told
     summary = SeedSummary.model_validate(report["summary"])
-    names = ["originals", OURS, PLAIN, "matched average", PCA, CENTRE, CODES, REBUILT, "prediction ensemble"]
+    names = [
+        "originals",
+        OURS,
+        PLAIN,
+        "matched average",
+        PCA,
+        CENTRE,
+        CODES,
+        REBUILT,
+        "matched noise",
+        "prediction ensemble",
+    ]
     assert list(summary.populations) == names
     assert [run.seed for run in summary.runs] == [0, 1]
-    assert [each.n for each in summary.runs[0].populations] == [6, 4, 4, 1, 4, 1, 4, 6, 1]
+    assert [each.n for each in summary.runs[0].populations] == [6, 4, 4, 1, 4, 1, 4, 6, 4, 1]
     assert all([each.control for each in run.comparisons] == [n for n in names if n != OURS] for run in summary.runs)
     assert 0 < summary.runs[0].explained < 1
     gap = summary.comparisons[0].accuracy

@@ -115,24 +115,26 @@ class MMDiT(nn.Module):
 
 @lru_cache(maxsize=32)
 def grid_positions(rows: int, columns: int) -> torch.Tensor:
-    """(rows·columns, 3): patch (r, c) stands at (0, r, c)."""
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    return torch.stack((torch.zeros_like(row), row, column), dim=-1).flatten(0, 1).float()
+    """(rows·columns, 3) on the CPU: patch (r, c) stands at (0, r, c)."""
+    with torch.device("cpu"):  # kept for all, those built on the meta device too
+        row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        return torch.stack((torch.zeros_like(row), row, column), dim=-1).flatten(0, 1).float()
 
 
 @lru_cache(maxsize=32)
 def code_positions(length: int, layout: str, rows: int, columns: int) -> torch.Tensor:
-    """(length, 3) positions of the code tokens.
+    """(length, 3) positions of the code tokens, on the CPU.
 
     `diagonal`: token i at (i, i, i), as FlowMo does. `grid`: the tokens share the patches' picture: they stand on the
     finest regular grid of at most ⌈√S⌉ rows that holds them, stretched over the patches, token i in reading order.
     """
     check_choice("code_positions", layout, POSITIONS)
-    if layout == "diagonal":
-        return torch.arange(length).float()[:, None].expand(-1, 3).contiguous()
-    down = max(1, round((length * rows / columns) ** 0.5))
-    across = -(-length // down)
-    index = torch.arange(length)
-    row = (index // across + 0.5) * (rows / down) - 0.5
-    column = (index % across + 0.5) * (columns / across) - 0.5
-    return torch.stack((torch.zeros(length), row, column), dim=-1)
+    with torch.device("cpu"):
+        index = torch.arange(length)
+        if layout == "diagonal":
+            return index.float()[:, None].expand(-1, 3).contiguous()
+        down = max(1, round((length * rows / columns) ** 0.5))
+        across = -(-length // down)
+        row = (index // across + 0.5) * (rows / down) - 0.5
+        column = (index % across + 0.5) * (columns / across) - 0.5
+        return torch.stack((torch.zeros(length), row, column), dim=-1)

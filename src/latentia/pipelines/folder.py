@@ -31,10 +31,16 @@ from latentia.errors import ArtifactError, nearest
 INDEX = "model_index.json"
 LIBRARIES = {
     "Autoencoder": "latentia",
+    "AutoregressivePipeline": "latentia",
+    "AutoregressiveScheduler": "latentia",
+    "AutoregressiveTransformer": "latentia",
     "CLIPTextModel": "transformers",
     "ConvClassifier": "latentia",
     "LDMBertModel": "latent_diffusion",
     "LatentDiffusionPipeline": "latentia",
+    "MaskedPipeline": "latentia",
+    "MaskedScheduler": "latentia",
+    "MaskedTransformer": "latentia",
     "ParameterAutoencoder": "latentia",
     "ParameterDiffusionPipeline": "latentia",
     "ParameterTemplate": "latentia",

@@ -68,7 +68,7 @@ class ImagePipeline(SamplingPipeline):
         return {name.strip(): int(i) for i, names in named.items() for name in names.split(",")}
 
     @property
-    def sample_shape(self) -> tuple[int, int, int]:
+    def sample_shape(self) -> tuple[int, ...]:
         """(C, H, W) of what is sampled: pixels or latents."""
         size = self.unet.config.sample_size
         if size is None:

@@ -18,7 +18,7 @@ from torch import nn
 from latentia.core.arguments import check_count
 from latentia.core.config import FrozenConfig
 from latentia.core.model import ModelMixin, check_options, check_safe, one_dtype
-from latentia.core.protocols import Codec, Scheduler
+from latentia.core.protocols import Codec, Scheduler, TokenCodec
 from latentia.core.rng import Generators
 from latentia.errors import ArtifactError, InputError, unknown_choice
 from latentia.pipelines import folder as layout
@@ -62,6 +62,7 @@ class Network(Protocol):
 
 ROLES: Mapping[str, tuple[type, str]] = {
     "codec": (Codec, "a codec (to_latents, from_latents, latent_shape, bits_per_element), such as AutoencoderKL"),
+    "token_codec": (TokenCodec, "a codec with tokens (to_tokens, from_tokens, num_codes), such as VQModel"),
     "denoiser": (Network, "a network with a config, such as UNet2DModel"),
     "scheduler": (Scheduler, "a scheduler (set_timesteps, scale_model_input, step, add_noise), such as DDIMScheduler"),
     "text_encoder": (TextEncoder, "a text encoder, such as CLIPTextModel"),

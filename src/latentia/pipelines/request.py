@@ -47,14 +47,14 @@ class Request:
     """A call's arguments, checked and completed; everything per picture is `batch` long.
 
     Attributes:
-        shape: of one sample, (C, H, W).
+        shape: of one sample, (C, H, W), or of a picture's tokens.
         tensors: conditions by name, one row per picture; callbacks may ask for them.
         guidance: keywords of `PipelineCall`.
     """
 
     batch: int
     steps: int
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     output_type: str
     generator: Generators
     latents: torch.Tensor | None

@@ -238,7 +238,7 @@ class PDiffPaper(NetworkDiffusion):
         names = {*layout.names, *layout.ties}
         trained = SOURCES[self.dataset].train * main.epochs
         steps = self.skip + 1 + (self.count - 1) * self.every
-        seen = round(judged_images(self) * (1 + share * (self.count + self.samples)))
+        seen = judged_images(self, share)
         every, some = main.batch_size, collect.batch_size
         learning = partial(frozen, random.build, names)
         here, shown = (self.architecture, random.build, self.picture), (self.architecture, learning, self.picture)

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from latentia.recipes.pdiff_classifiers import PDiffPaper
     from latentia.recipes.recipe import Bench
 
+DRAWN, SEARCHED = 6, 100
+"""Sets of networks that are judged beside the originals, and those that the searches for matched noise judge on the
+test set (107 in all were counted on digits)."""
+
 
 def tell(recipe: PDiffPaper, bench: Bench, out: Path) -> Setting:
     """Generate `recipe.samples` networks, judge them beside every control; writes report.html and report.json."""
@@ -90,10 +94,11 @@ def write_page(recipe: PDiffPaper, setting: Setting, paper: dict[str, Triple], o
     page.write(out / "report.html")
 
 
-def judged_images(recipe: PDiffPaper) -> int:
-    """Images that each network is judged on."""
-    source = SOURCES[recipe.dataset]
-    return source.test + min(source.train, recipe.choosing)
+def judged_images(recipe: PDiffPaper, share: float) -> int:
+    """Forward passes that judging costs: one trunk for each image, one tail (`share` of a pass) for each network."""
+    source, k, n = SOURCES[recipe.dataset], recipe.count, recipe.samples
+    chosen = min(source.train, recipe.choosing) * (1 + share * (k + DRAWN * n))
+    return round(source.test * (1 + share * (k + (DRAWN + SEARCHED) * n)) + chosen)
 
 
 def tail_share(network: nn.Module, layout: ParameterLayout, inputs: tuple[torch.Tensor, ...]) -> float:

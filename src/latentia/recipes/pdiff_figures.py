@@ -71,7 +71,11 @@ def k_sweep(by_k: Mapping[int, Numbers], originals: float | None = None) -> Figu
 
 def layer_depths(by_depth: Mapping[str, Mapping[str, Numbers]]) -> Figure:
     """Accuracy by the depth of the generated layers: depth → `originals` and `p-diff`, beside each other."""
-    rows = {f"{kind}, {depth}": numbers for depth, kinds in by_depth.items() for kind, numbers in kinds.items()}
+    rows = {
+        f"{kind} {depth.removeprefix('layer')}": numbers
+        for depth, kinds in by_depth.items()
+        for kind, numbers in kinds.items()
+    }
     return _grouped(rows, "layers")
 
 

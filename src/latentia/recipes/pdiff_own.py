@@ -113,13 +113,17 @@ class OwnNetworks(NetworkDiffusion):
 
     def work(self) -> list[Work]:
         """The training on data, where that is what is asked for, the autoencoder's, the UNet's."""
+        import torch
+
         from latentia.methods.pdiff.layout import ParameterLayout
         from latentia.recipes import pdiff_own_source as source
 
         if not self.module:
             return self.generator_work(NOMINAL)
-        network = self.build()
-        first = source.training_work(self, network) if self.data and not (self.checkpoints or self.trainer) else []
+        with torch.device("cpu"):  # your functions need not know the meta device of a dry run
+            network = self.build()
+            trains = self.data and not (self.checkpoints or self.trainer)
+            first = source.training_work(self, network) if trains else []
         return [*first, *self.generator_work(ParameterLayout.select(network, self.patterns).size)]
 
     def finish(self, bench: Bench, results: Mapping[str, PhaseResult], out: Path) -> None:

@@ -106,7 +106,7 @@ def equal_row(equal: Equal) -> list[str]:
     """One set of networks beside noise of equal accuracy."""
     numbers = [f"{100 * each.accuracy:.2f}" for each in (equal.found, equal.noise)]
     numbers += [f"{each.novelty:.3f}" for each in (equal.found, equal.noise)]
-    strength = f"{equal.noise.scale or 0.0:.3f}" + ("" if equal.equal else " (not as accurate at any)")
+    strength = f"{equal.noise.scale or 0.0:.3f}" + ("" if equal.equal else " (any is less accurate)")
     return [equal.name, *numbers, f"{equal.novelty.value:+.3f} ± {equal.novelty.se:.3f}", strength]
 
 

@@ -5,6 +5,7 @@ networks of many seeds ─▶ matched ─▶ codes by tokens, judged by behaviou
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from latentia.recipes.parts import Average, Fraction, Noise, Optim
 from latentia.recipes.pdiff_parts import Fitting, LatentUNet, NoisyDigits, ParameterCodec
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from latentia.methods.pdiff.checkpoints import Checkpoints
     from latentia.methods.pdiff.layout import ParameterLayout
+    from latentia.methods.pdiff.normalise import Whitener
     from latentia.methods.pdiff.pipeline import ParameterDiffusionPipeline
     from latentia.methods.pdiff.token_codec import ParameterTokenCodec
     from latentia.recipes.pdiff import ParameterDiffusion
@@ -43,13 +45,13 @@ SIZES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 class TokenCodec(Value):
     """The codec of whole networks (`ParameterTokenCodec`) and the phase that trains it on behaviour."""
 
-    codes: PositiveInt = Field(default=32, description="numbers in a network's code, fewer than there are networks")
+    codes: PositiveInt = Field(default=20, description="numbers in a network's code, fewer than there are networks")
     token_size: PositiveInt = Field(default=144, description="parameters in one token; 144 is a filter of 16 × 3 × 3")
     width: PositiveInt = Field(default=64, description="width of the transformer over tokens")
     layers: PositiveInt = Field(default=2, description="its layers")
     noise: Fraction = Field(default=0.3, description="share of noise in the codes while training")
     pure: Fraction = Field(default=1.0, description="share of codes of one original; the rest lies between two")
-    structure: NonNegativeFloat = Field(default=0.01, description="weight of the correction's size in the loss")
+    structure: NonNegativeFloat = Field(default=0.001, description="weight of the correction's size in the loss")
     num_images: PositiveInt = Field(default=64, description="images on which behaviour is compared in one step")
     image_noise: NonNegativeFloat = Field(default=0.1, description="standard deviation of the noise added to them")
     steps: PositiveInt = Field(default=1500, description="optimizer steps of the codec's phase")
@@ -97,6 +99,9 @@ class SeedDiffusion(Recipe):
     noise: Noise = Field(default=Noise(), description="the diffusion process")
     optim: Optim = Field(default=Optim(), description="optimizer of the UNet")
     ema: Average = Field(default=Average(), description="average of the UNet's weights")
+    spread: PositiveFloat = Field(
+        default=1.2, description="how far from their mean generated codes lie; above 1 is newer and less accurate"
+    )
     samples: Annotated[int, Field(ge=2)] = Field(default=100, description="networks that are generated and judged")
     sampling_steps: PositiveInt = Field(default=250, description="steps of the ancestral sampler")
     runs: PositiveInt = Field(default=3, description="times that all is done anew, other networks included")
@@ -211,13 +216,19 @@ class SeedDiffusion(Recipe):
             originals.layout,
             originals.base,
             Standardiser(originals.layout.size, "none"),
-            parts["whitener"],
+            self.widened(parts["whitener"]),
             measuring=None if images is None else (self.network, self.sizes(), images),
         )
         codec, unet = (parts[name].cpu().requires_grad_(False).eval() for name in ("codec", "unet"))
         pipe = ParameterDiffusionPipeline(codec, unet, parts["scheduler"], template)
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+    def widened(self, whitener: Whitener) -> Whitener:
+        """The whitener under which standard normal codes lie `spread` times as far from their mean."""
+        wide = copy.deepcopy(whitener)
+        wide.scale.mul_(self.spread)
+        return wide
 
     def measuring_images(self) -> torch.Tensor | None:
         """Images on which BatchNorm's statistics are measured anew; None where there is no BatchNorm."""

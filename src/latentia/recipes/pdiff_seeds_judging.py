@@ -4,8 +4,9 @@
     matched average       the mean of the matched networks
     matched PCA-Gaussian  mean and covariance of the matched networks
     distilled centre      the decoder's one network at code 0
-    Gaussian codes        the decoder on codes from N(0, I): all but the diffusion
+    Gaussian codes        the decoder on normal codes, spread as ours are: all but the diffusion
     rebuilt originals     the decoder on the originals' own codes
+    matched noise         originals plus noise, as unlike the originals as ours are
 
 BatchNorm's statistics are measured anew for all of them, originals included, on the images that networks were fitted
 to. A network is chosen on the selection set and reported on the test set, as in the protocol.
@@ -24,8 +25,9 @@ from latentia.core.files import read_json, write_text_atomic
 from latentia.core.rng import derive_seed
 from latentia.methods.pdiff import controls
 from latentia.methods.pdiff.populations import Judged, Population, Result, judge, judge_ensemble, population
-from latentia.methods.pdiff.protocol import ENSEMBLE, ORIGINALS, Over, over
+from latentia.methods.pdiff.protocol import ENSEMBLE, NOISE, ORIGINALS, Over, over
 from latentia.methods.pdiff.scoring import Scorer
+from latentia.methods.pdiff.similarity import nearest_similarity
 from latentia.methods.pdiff.verdict import Comparison, Gap, Target, combine, compare
 from latentia.recipes.recipe import Bench, Recipe
 
@@ -129,10 +131,11 @@ def judge_run(
         AVERAGE: controls.uniform_average(matched),
         PCA: controls.pca_gaussian(matched, recipe.samples, drawing(PCA, recipe.seed)),
         CENTRE: codec.decode_all(torch.zeros_like(codes[:1])),
-        CODES: codec.decode_all(drawn),
+        CODES: pipe.decode(drawn),
         REBUILT: codec.decode_all(codes),
     }
     ours, *others = [judge(name, each, select, test, base.wrong) for name, each in networks.items()]
+    others.append(judge(NOISE, noisy(recipe, matched, test, base, ours), select, test, base.wrong))
     others.append(judge_ensemble(ENSEMBLE, matched, select, test, base.wrong))
     return SeedRun(
         seed=recipe.seed,
@@ -142,6 +145,17 @@ def judge_run(
         comparisons=[compare(ours, each) for each in (base, *others)],
         scatter={each.name: points(each) for each in (base, ours, *others)},
     )
+
+
+def noisy(recipe: SeedDiffusion, matched: torch.Tensor, test: Scorer, base: Judged, ours: Judged) -> torch.Tensor:
+    """Originals with noise that makes them as unlike the originals as ours are."""
+    assert ours.nearest is not None
+
+    def similarity(vectors: torch.Tensor) -> float:
+        return float(nearest_similarity(test.wrong(vectors), base.wrong)[0].mean())
+
+    target, generator = float(ours.nearest.mean()), drawing(NOISE, recipe.seed)
+    return controls.matched_noise(matched, recipe.samples, target, similarity, generator).vectors
 
 
 def scorers(recipe: SeedDiffusion, originals: Checkpoints) -> tuple[Scorer, Scorer]:

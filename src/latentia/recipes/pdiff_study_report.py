@@ -65,8 +65,8 @@ def depth(page: StudyPage, stage: Any) -> None:
     """Which layers."""
     page.section(
         "Which layers",
-        "The BatchNorm layers of one stage of the ResNet at a time, each beside its own originals: training on other "
-        "layers gives other checkpoints. The paper shows the originals of one depth.",
+        "The BatchNorm layers of one stage of the ResNet at a time (1 to 3, from the image on), each beside its own "
+        "originals: training on other layers gives other checkpoints. The paper shows the originals of one depth.",
     )
     page.figure(figures.layer_depths(stage))
 

@@ -194,10 +194,10 @@ class TaskDiffusion(Recipe):
         tell(self, bench, results, out)
 
     def heads(self) -> TaskDiffusion:
-        """The same recipe for the few numbers of a head: a latent of as many numbers."""
+        """The same recipe for the few numbers of a head: a latent of as many numbers, and a third of the steps."""
         size = 2 * self.tasks.hidden + 2
         codec = self.codec.model_copy(update={"latent_dim": size, "latent_channels": size})
-        return self.model_copy(update={"codec": codec})
+        return self.model_copy(update={"codec": codec, "steps": -(-self.steps // 3)})
 
     def work(self) -> list[Work]:
         """The networks' training, the autoencoder's, the UNet's."""
@@ -247,12 +247,13 @@ def pdiff_tasks() -> TaskDiffusion:
         name="pdiff-tasks",
         codec=ParameterCodec(
             strides=(2, 2, 2, 2),
-            latent_dim=64,
-            latent_channels=64,
+            latent_dim=32,
+            latent_channels=32,
+            whiten="coordinate",
             steps=500,
             batch_size=64,
         ),
-        steps=1200,
+        steps=1500,
         batch_size=128,
         optim=Optim(lr=2e-3, schedule="cosine", warmup=50),
         ema=Average(decay=0.99),

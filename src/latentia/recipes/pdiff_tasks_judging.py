@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,13 +45,15 @@ class TaskRun:
     """One run: for each row of the table the mean accuracy on each held-out task, (H,); opposites stand H/2 apart.
 
     `training` is the mean accuracy of the training tasks' networks on their own tasks; `explained` the share of the
-    variance between them that the codec rebuilds.
+    variance between them that the codec rebuilds. `variety` is how far networks of one task lie apart, of generated
+    ones over trained ones (root mean square; NaN where there is one a task).
     """
 
     rows: Mapping[str, torch.Tensor]
     codes: torch.Tensor
     training: float
     explained: float
+    variety: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,8 @@ def judged(recipe: TaskDiffusion, found: Checkpoints, codes: torch.Tensor, pipe:
 
     made = recipe.generate(pipe, held)
     mean = v.mean(0, keepdim=True)
-    rows[ORACLE] = score(recipe.learn(recipe.rows(held), derive_seed("oracle", recipe.seed)).vectors)
+    oracle = recipe.learn(recipe.rows(held), derive_seed("oracle", recipe.seed)).vectors
+    rows[ORACLE] = score(oracle)
     rows[WHOLE] = score(made)
     rows[GRAFTED] = score(torch.where(is_head(found), made, mean))
     rows |= {name: score(vectors) for name, vectors in regressed(recipe, pipe, found, codes, held).items()}
@@ -195,7 +199,14 @@ def judged(recipe: TaskDiffusion, found: Checkpoints, codes: torch.Tensor, pipe:
     rows[CHANCE] = torch.maximum(ones, 1 - ones).double()
     rebuilt = pipe.decode(pipe.encode(v)).cpu()
     own = float(task_accuracies(scorer, v, codes).mean())
-    return TaskRun({name: rows[name] for name in ORDER}, held, own, explained_variance(v, rebuilt))
+    variety = within_tasks(made, len(held)) / within_tasks(oracle, len(held))
+    return TaskRun({name: rows[name] for name in ORDER}, held, own, explained_variance(v, rebuilt), variety)
+
+
+def within_tasks(vectors: torch.Tensor, tasks: int) -> float:
+    """Root mean square distance of networks (n · H, D) from the mean of their task; NaN for n = 1."""
+    by_task = vectors.view(-1, tasks, vectors.shape[1]).double()
+    return float(by_task.var(0).mean().sqrt()) if len(by_task) > 1 else math.nan
 
 
 def regressed(
@@ -282,5 +293,6 @@ def as_json(setting: TaskSetting) -> dict[str, Any]:
         ],
         "training_accuracy": [run.training for run in setting.runs],
         "explained_variance": [run.explained for run in setting.runs],
+        "variety": [run.variety if math.isfinite(run.variety) else None for run in setting.runs],
         "held_out": [run.codes.int().tolist() for run in setting.runs],
     }

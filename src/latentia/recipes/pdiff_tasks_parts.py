@@ -83,6 +83,7 @@ class ToldUNet(Value):
             kernel_size=1 if length == 1 else 3,
             downsample=length > 1,
             learned_positions=length > 1,
+            norm_num_groups=1 if length == 1 else 8,
             dropout=self.dropout,
             class_embed_type="projection",
             projection_class_embeddings_input_dim=DIGITS,
@@ -94,4 +95,4 @@ class Guided(Value):
 
     samples: PositiveInt = Field(default=5, description="networks for each held-out task")
     steps: PositiveInt = Field(default=25, description="steps of the sampler")
-    guidance_scale: NonNegativeFloat = Field(default=1.5, description="of classifier-free guidance; 1 is none")
+    guidance_scale: NonNegativeFloat = Field(default=1.0, description="of classifier-free guidance; 1 is none")

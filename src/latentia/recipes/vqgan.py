@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from latentia.recipes.codec_gan import Adversary, CodecGAN, Perceptual
-from latentia.recipes.parts import Average, Optim, Widths
+from latentia.recipes.parts import Optim, Widths
 from latentia.recipes.recipe import Value
 
 if TYPE_CHECKING:
@@ -87,10 +87,16 @@ def vqgan_photos() -> VQGAN:
         batch_size=64,
         codec=_photo_codec(),
         discriminator=Adversary(
-            width=32, layers=2, start=500, warmup=60, ramp=100, optim=Optim(lr=1e-3, betas=(0.5, 0.9))
+            width=32,
+            layers=2,
+            norm="group",
+            weight=0.2,
+            start=500,
+            warmup=60,
+            ramp=100,
+            optim=Optim(lr=1e-3, betas=(0.5, 0.9)),
         ),
-        optim=Optim(lr=2e-3, betas=(0.9, 0.99), schedule="cosine", warmup=20, final_lr=0.05),
-        ema=Average(decay=0.995, warmup=True, power=0.75),
+        optim=Optim(lr=2e-3, betas=(0.9, 0.99), schedule="cosine", warmup=20),
         channels_last=True,
     )
 
@@ -112,10 +118,16 @@ def vqgan_digits() -> VQGAN:
         codec=_digit_codec(),
         perceptual=Perceptual(weight=0.5, steps=200),
         discriminator=Adversary(
-            width=32, layers=1, start=500, warmup=60, ramp=100, optim=Optim(lr=1e-3, betas=(0.5, 0.9))
+            width=32,
+            layers=1,
+            norm="group",
+            weight=0.2,
+            start=500,
+            warmup=60,
+            ramp=100,
+            optim=Optim(lr=1e-3, betas=(0.5, 0.9)),
         ),
-        optim=Optim(lr=2e-3, betas=(0.9, 0.99), schedule="cosine", warmup=20, final_lr=0.05),
-        ema=Average(decay=0.995, warmup=True, power=0.75),
+        optim=Optim(lr=2e-3, betas=(0.9, 0.99), schedule="cosine", warmup=20),
         channels_last=True,
     )
 

@@ -5,24 +5,21 @@ makes noisy samples for training (`add_noise`). `set_timesteps` rebinds all that
 so a shallow copy (`fresh`) is a scheduler of its own: runs that share a pipeline do not disturb each other.
 """
 
-import copy
 import importlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import numpy as np
 import torch
 
-from latentia.core.config import ConfigMixin
 from latentia.core.outputs import Output
 from latentia.core.rng import Generators, randn
 from latentia.errors import InputError
 from latentia.schedulers.clock import Clock
 from latentia.schedulers.prediction import affine, prediction_target, x0_coefficients
+from latentia.schedulers.saved import SavedScheduler
 
 DIFFUSION_FAMILY = (
     "DDIMScheduler",
@@ -94,17 +91,13 @@ class StepOutput(Output):
         return f"StepOutput(prev_sample={self.prev_sample!r})"
 
 
-class SchedulerMixin(ConfigMixin, ABC):
+class SchedulerMixin(SavedScheduler, ABC):
     """Base of every scheduler: config on disk, place in the schedule, forward noising.
 
     Class attributes:
         order: network evaluations per step (Heun 2).
         step_options: keyword arguments that `step` takes beyond `generator` and `return_dict`.
     """
-
-    config_name = "scheduler_config.json"
-    order: ClassVar[int] = 1
-    step_options: ClassVar[frozenset[str]] = frozenset()
 
     timesteps: torch.Tensor
     num_inference_steps: int | None = None
@@ -114,50 +107,12 @@ class SchedulerMixin(ConfigMixin, ABC):
     _begin_index: int | None = None
     _plans: dict[Any, Plan]
 
-    # -- on disk -----------------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        subfolder: str | None = None,
-        return_unused_kwargs: bool = False,
-        *,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        cache_dir: str | os.PathLike[str] | None = None,
-        **overrides: Any,
-    ) -> Any:
-        """Build from `scheduler_config.json` in a folder or Hub repository; `overrides` replace recorded arguments.
-
-        A config written by another scheduler of the family is fine. Raises `ArtifactError` when there is none.
-        """
-        from latentia.core.hub import resolve_folder
-
-        folder = resolve_folder(
-            pretrained_model_name_or_path,
-            subfolder=subfolder,
-            revision=revision,
-            local_files_only=local_files_only,
-            allow_patterns=[cls.config_name],
-            cache_dir=cache_dir,
-        )
-        return cls.from_config(cls.load_config(folder), return_unused_kwargs=return_unused_kwargs, **overrides)
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> Path:
-        """Write `scheduler_config.json` into the folder and return the file's path."""
-        return self.save_config(save_directory)
-
     @property
     def compatibles(self) -> list[type["SchedulerMixin"]]:
         """Scheduler classes that can be built from this one's config, this class included."""
         public = importlib.import_module("latentia")
         names = {type(self).__name__, *self.compatible_names} & set(public.__all__)
         return [getattr(public, name) for name in sorted(names)]
-
-    def fresh(self) -> Self:
-        """An independent scheduler with the same config and schedule; costs a shallow copy."""
-        return copy.copy(self)
 
     # -- one run -----------------------------------------------------------------------------------------------
 
@@ -187,11 +142,6 @@ class SchedulerMixin(ConfigMixin, ABC):
         """
 
     @property
-    def init_noise_sigma(self) -> float:
-        """Standard deviation of the noise that a run starts from."""
-        return 1.0
-
-    @property
     def step_index(self) -> int | None:
         """Position of the next step in `timesteps`; None before the first step."""
         return self._step_index
@@ -204,10 +154,6 @@ class SchedulerMixin(ConfigMixin, ABC):
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Say that the run starts at `timesteps[begin_index]`."""
         self._begin_index = begin_index
-
-    def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
-        """The sample as the network expects it at `timestep`."""
-        return sample
 
     def index_for_timestep(self, timestep: Any) -> int:
         """Position of `timestep` in `timesteps`; `InputError` when it is not there or `set_timesteps` is due."""

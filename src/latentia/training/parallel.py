@@ -17,6 +17,7 @@ from latentia.training.objective import Objective
 from latentia.training.settings import Settings
 
 PLAIN = (torch.Tensor, nn.Parameter)
+STATES = (AcceleratorState, GradientState, PartialState)
 
 
 def start_accelerator(settings: Settings) -> Accelerator:
@@ -36,7 +37,7 @@ def start_accelerator(settings: Settings) -> Accelerator:
     if kind == "cuda" and ":" in settings.device:
         torch.cuda.set_device(settings.device)
     # Accelerate's state is process-wide and refuses another precision or device than the first one asked for.
-    for state in (AcceleratorState, GradientState, PartialState):
+    for state in STATES:
         state._reset_state()
     # Accelerate joins processes on CPUs only when it is told that they are meant.
     on_cpu = kind == "cpu" or (kind == "auto" and not any(present.values()))
@@ -58,12 +59,19 @@ def start_accelerator(settings: Settings) -> Accelerator:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within it this process trains by itself, whatever `torchrun` started; the others need not take part."""
+    """Within it this process trains by itself, whatever `torchrun` started; the others need not take part.
+
+    Afterwards it is one of them again: Accelerate's process-wide state is put back, for whoever waits for everyone.
+    """
     hidden = {name: os.environ.pop(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in os.environ}
+    before = [(state._shared_state, dict(state._shared_state)) for state in STATES]
     try:
         yield
     finally:
         os.environ.update(hidden)
+        for shared, values in before:
+            shared.clear()
+            shared.update(values)
 
 
 def wrap(objective: Objective, accelerator: Accelerator, settings: Settings) -> tuple[Objective, nn.Module]:

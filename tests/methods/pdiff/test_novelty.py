@@ -56,7 +56,7 @@ def test_what_is_more_accurate_than_any_noise_meets_noise_that_costs_almost_noth
     assert not found.equal
     unchanged = float(judge(make(0.0)).accuracy.mean())
     assert found.noise.accuracy == pytest.approx(unchanged - NEARLY, abs=2e-4)
-    assert "Noise is not as accurate in every run" in finding([found], "p-diff")
+    assert "Not every run has noise as accurate" in finding([found], "p-diff")
 
 
 def test_runs_are_combined_and_the_sentence_has_their_numbers():
@@ -72,7 +72,11 @@ def test_runs_are_combined_and_the_sentence_has_their_numbers():
     words = finding(combined, "p-diff")
     assert "p-diff is newer than noise" in words
     assert f"{combined[0].novelty.value:+.3f} ± {combined[0].novelty.se:.3f}" in words
-    assert words.endswith("Gaussian is not.")
+    assert words.endswith("Nothing that needs no learning lies beyond the noise.")
+    assert combined[0].beyond
+    assert not combined[1].beyond
+    lucky = combined[0].model_copy(update={"name": "average of 16"})
+    assert finding([combined[0], lucky], "p-diff").endswith("So this takes no learning.")
     assert "was not measured" in finding([], "p-diff")
 
 

@@ -164,7 +164,7 @@ class EMAVectorQuantizer(Quantizer):
 
 
 def _on_sphere(z: torch.Tensor) -> torch.Tensor:
-    """z (N, d, ...) along its direction on dim 1, of length √d; near 0 shorter, so that gradients fit half precision."""
+    """z (N, d, ...) along its direction on dim 1, of length √d; shorter near 0, where half precision needs it."""
     return F.normalize(z, dim=1, eps=1e-3) * z.shape[1] ** 0.5
 
 

@@ -76,6 +76,7 @@ class FlowMoObjective(Objective):
         self.anneal_steps = check_count("anneal_steps", anneal_steps, least=0)
         self.noise_sync, self.weight_norm = noise_sync, weight_norm
         codec.encoder.requires_grad_(not freeze_encoder)
+        self.step = 0  # of the last call, for those who watch
         self._norms = None if weight_norm is None else ForcedWeightNorm(codec, weight_norm)
 
     def settings(self) -> dict[str, Any]:
@@ -95,6 +96,7 @@ class FlowMoObjective(Objective):
 
     def code_of(self, x: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, torch.Tensor]]:
         """The code's values (B, c, S), the quantizer's loss, and its parts for the log."""
+        self.step = step
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
             (latents,) = self.codec.encode(x, return_dict=False)
             if not isinstance(self.codec, FlowMo):
@@ -172,6 +174,21 @@ class FlowMoPretraining(FlowMoObjective):
             parts["perceptual"] = apart.detach()
             total = total + self.perceptual_weight * apart
         return Loss(total, parts)
+
+
+class FlowMoRegression(FlowMoObjective):
+    """Squared error of what the decoder says at t = 1 of nothing (x_t = 0), and the quantizer's losses.
+
+    An ordinary autoencoder, for the ablation whose encoder learns by MSE. Parts: `mse` and the quantizer's.
+    """
+
+    def forward(self, batch: Batch, turn: str = "main", step: int = 0) -> Loss:
+        """See the class."""
+        x = take(batch, "x")
+        values, quantizer_loss, parts = self.code_of(x, step)
+        _, said = self.codec.estimate(torch.zeros_like(x), x.new_ones(len(x)), self.codec.flagged(values))
+        mse = (said - x).square().mean()
+        return Loss(mse if quantizer_loss is None else mse + quantizer_loss, {"mse": mse.detach(), **parts})
 
 
 class FlowMoPostTraining(FlowMoObjective):

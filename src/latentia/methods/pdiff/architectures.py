@@ -266,12 +266,15 @@ def _load(kind: Any, name: str, shape: Mapping[str, Any], source: str | os.PathL
     if family == "resnet" and shape["patch_size"] == 1:
         raise InputError("pretrained ResNets have ImageNet's stem: give patch_size=4, or no pretrained weights")
     if os.path.isdir(source) and not os.path.isfile(os.path.join(source, "config.json")):
-        raise ArtifactError(f"cannot load {name}: {source} has no config.json, which transformers would take for defaults")
+        raise ArtifactError(
+            f"cannot load {name}: {source} has no config.json, which transformers would take for defaults"
+        )
     try:
         config = kind.config_class.from_pretrained(source)
         found = config.to_dict()
-        if found.get("model_type") != kind.config_class.model_type:
-            raise InputError(f"{source} holds a {found.get('model_type')}, not a {kind.config_class.model_type}")
+        written = kind.config_class.get_config_dict(source)[0].get("model_type")  # `from_pretrained` takes any
+        if written != kind.config_class.model_type:
+            raise InputError(f"{source} holds a {written}, not a {kind.config_class.model_type}")
         for key in MUST_AGREE[family]:
             if _plain(found.get(key)) != _plain(shape[key]):
                 raise InputError(f"{source} is no {name} of these sizes: {key} is {found.get(key)}, not {shape[key]}")

@@ -20,6 +20,8 @@ from latentia.methods.pdiff.layout import ParameterLayout, StateDict, is_statist
 
 STEM = "checkpoints"
 LAYOUT, META = "layout.json", "meta.json"
+ORDER = "_names"
+"""Entry of the meta file: the base network's tensors in its own order, which a weight file does not keep."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +96,8 @@ class Checkpoints:
         tensors = {"vectors": self.vectors}
         tensors |= {f"base.{name}": tensor for name, tensor in self.base.items()}
         tensors |= {f"own.{name}": tensor for name, tensor in self.own.items()}
-        texts = {LAYOUT: self.layout.to_json(), META: json.dumps(self.meta, indent=2, sort_keys=True) + "\n"}
+        meta = {**self.meta, ORDER: list(self.base)}
+        texts = {LAYOUT: self.layout.to_json(), META: json.dumps(meta, indent=2, sort_keys=True) + "\n"}
         save_state_dict(tensors, folder, stem=STEM, texts=texts)
 
     @classmethod
@@ -107,6 +110,9 @@ class Checkpoints:
         if "vectors" not in tensors:
             raise ArtifactError(f"{folder} holds no 'vectors': are these saved checkpoints?")
         base, own = under("base.", tensors), under("own.", tensors)
+        names = meta.pop(ORDER, None)
+        if isinstance(names, list) and set(names) == set(base):
+            base = {name: base[name] for name in names}
         try:
             return cls(layout, tensors["vectors"], base, meta, own)
         except InputError as error:

@@ -300,7 +300,8 @@ class TrajectoryRun:
         self.step = int(tensors["step"])
         if self.step >= self.main_steps:
             self.freeze()
-            self.base = under("base.", tensors)
+            kept = under("base.", tensors)
+            self.base = {name: kept[name] for name in self.network.state_dict()}  # in order, which files do not keep
         entries: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in under("opt.", tensors).items():
             index, _, key = name.partition(".")

@@ -70,20 +70,24 @@ class Condition:
         """
         if text.strip().startswith("["):
             try:
-                return self.check(json.loads(text))[0]
+                numbers = json.loads(text)
             except ValueError:
                 raise InputError(f"condition {text!r} is not a JSON list of numbers, such as [0, 1, 0.5]") from None
+            rows = self.check(numbers)
+            if len(rows) != 1:
+                raise InputError(f"condition {text!r} holds {len(rows)} rows: type one list of {self.width} numbers")
+            return rows[0]
         if not self.names:
             raise InputError(
                 f"the numbers of this condition have no names, got {text!r}: give all {self.width} as a JSON list"
             )
-        numbers = dict.fromkeys(self.names, self.off)
+        values = dict.fromkeys(self.names, self.off)
         for word in text.split(","):
             name, given, number = (part.strip() for part in word.partition("="))
-            if name not in numbers:
+            if name not in values:
                 raise unknown_choice("name in the condition", name, self.names)
-            numbers[name] = _number(word, number) if given else self.on
-        return torch.tensor(list(numbers.values()), dtype=torch.float32)
+            values[name] = _number(word, number) if given else self.on
+        return torch.tensor(list(values.values()), dtype=torch.float32)
 
     def check(self, given: Given) -> torch.Tensor:
         """Any form of condition → (1 or N, width) float32; raises `InputError` for another shape, NaN or infinity."""

