@@ -50,7 +50,7 @@ def test_data_are_trained_on_and_judged_on_and_the_dry_run_leaves_nothing(cli, h
     keys = ("train", "pdiff", "module=mynets:build", "data=mynets:data", "patterns=head", *TINY, "--out", "run")
     result = cli(*keys, "--dry-run")
     assert result.exit_code == 0, result.output
-    assert re.search(r"input, one sample +6 +27 +", result.output), result.output
+    assert re.search(r"input, one sample +│ +6 │ +27 │", result.output), result.output
     assert not (home / "run").exists()
     result = cli(*keys)
     assert result.exit_code == 0, result.output

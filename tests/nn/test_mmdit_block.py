@@ -5,9 +5,9 @@ from latentia.nn.mmdit_block import HeadNorm, MMDiTBlock, Modulation
 from latentia.nn.rope import rope_axes, rope_table, rotate
 
 
-def tables(n, s, head):
-    positions = torch.rand(n + s, 3) * 5
-    return rope_table(positions[:n], rope_axes(head)), rope_table(positions[n:], rope_axes(head))
+def table(n, s, head):
+    """Of s code tokens, then n patches."""
+    return rope_table(torch.rand(s + n, 3) * 5, rope_axes(head))
 
 
 def test_only_what_makes_the_gates_starts_at_zero():
@@ -23,7 +23,7 @@ def test_only_what_makes_the_gates_starts_at_zero():
 def test_a_new_timed_block_is_the_identity():
     block = MMDiTBlock(16, 2)
     image, code = torch.randn(2, 5, 16), torch.randn(2, 3, 16)
-    out = block(image, code, *tables(5, 3, 8), torch.randn(2, 16))
+    out = block(image, code, table(5, 3, 8), torch.randn(2, 16))
     torch.testing.assert_close(out, (image, code))
 
 
@@ -41,10 +41,10 @@ def test_the_block_is_its_formula():
     for p in block.parameters():
         torch.nn.init.normal_(p, std=0.3)
     image, code, vector = torch.randn(2, 5, width), torch.randn(2, 3, width), torch.randn(2, width)
-    image_table, code_table = tables(5, 3, head)
+    turns = table(5, 3, head)
 
     mods, qs, ks, vs = {}, [], [], []
-    for name, x, table in (("code", code, code_table), ("image", image, image_table)):
+    for name, x, own in (("code", code, turns[:, :3]), ("image", image, turns[:, 3:])):
         stream = getattr(block, name)
         mods[name] = stream.mod.lin(F.silu(vector))[:, None].split(width, -1)
         shift, scale = mods[name][:2]
@@ -53,7 +53,7 @@ def test_the_block_is_its_formula():
         q, k, v = (y.view(2, -1, heads, head).transpose(1, 2) for y in (q, k, v))
         for list_, y, norm in ((qs, q, stream.query_norm), (ks, k, stream.key_norm)):
             y = y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.scale
-            list_.append(rotate(y, table))
+            list_.append(rotate(y, own))
         vs.append(v)
     q, k, v = (torch.cat(y, 2) for y in (qs, ks, vs))
     found = ((q @ k.transpose(-1, -2) * 8 / head).softmax(-1) @ v).transpose(1, 2).flatten(2)
@@ -63,7 +63,7 @@ def test_the_block_is_its_formula():
         x = x + gate * stream.proj(a)
         h = (1 + scale) * F.layer_norm(x, (width,), eps=1e-6) + shift
         expected.append(x + gate2 * stream.mlp[2](F.gelu(stream.mlp[0](h), approximate="tanh")))
-    out = block(image, code, image_table, code_table, vector)
+    out = block(image, code, turns, vector)
     torch.testing.assert_close(out, tuple(expected), atol=1e-4, rtol=1e-4)
 
 
@@ -73,9 +73,9 @@ def test_a_stream_that_ends_changes_nothing_of_the_other():
     ended.load_state_dict({k: v for k, v in whole.state_dict().items() if k in ended.state_dict()})
     assert not any(k.startswith(("image.proj", "image.mlp")) for k in ended.state_dict())
     image, code = torch.randn(2, 5, 16), torch.randn(2, 3, 16)
-    both = tables(5, 3, 8)
-    torch.testing.assert_close(ended(image, code, *both)[1], whole(image, code, *both)[1])
-    assert ended(image, code, *both)[0] is image
+    both = table(5, 3, 8)
+    torch.testing.assert_close(ended(image, code, both)[1], whole(image, code, both)[1])
+    assert ended(image, code, both)[0] is image
 
 
 def test_autocast_gives_nearly_the_same():
@@ -83,7 +83,7 @@ def test_autocast_gives_nearly_the_same():
     block = MMDiTBlock(32, 2)
     for p in block.parameters():
         torch.nn.init.normal_(p, std=0.1)
-    args = torch.randn(2, 5, 32), torch.randn(2, 3, 32), *tables(5, 3, 16), torch.randn(2, 32)
+    args = torch.randn(2, 5, 32), torch.randn(2, 3, 32), table(5, 3, 16), torch.randn(2, 32)
     with torch.autocast("cpu", torch.bfloat16):
         half = block(*args)
     for a, b in zip(half, block(*args)):

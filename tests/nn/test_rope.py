@@ -35,6 +35,17 @@ def test_rotation_is_the_complex_product():
     torch.testing.assert_close(turned, torch.view_as_real(expected).flatten(-2))
 
 
+def test_accelerators_compute_the_same():
+    x, table = torch.randn(2, 3, 5, 8), rope_table(torch.rand(5, 3) * 9, (4, 2, 2))
+    here = rotate(x, table)
+
+    class Elsewhere(torch.Tensor):
+        device = torch.device("cuda")
+
+    there = rotate(x.as_subclass(Elsewhere), table).as_subclass(torch.Tensor)
+    torch.testing.assert_close(there, here)
+
+
 def test_products_depend_on_differences_alone_and_norms_stay():
     axes = rope_axes(16)
     positions = torch.rand(5, 3) * 10

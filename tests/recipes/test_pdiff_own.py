@@ -1,6 +1,7 @@
 """`pdiff` on a user's module: every source of checkpoints, what is judged with and without data, and bad input."""
 
 import json
+import threading
 import warnings
 
 import pytest
@@ -287,6 +288,16 @@ def test_numbers_are_names_of_layers():
     assert own("patterns=2").patterns == ("2",)
     assert own("patterns=2.10,0").patterns == ("2.10", "0")
     assert own('patterns=["re:a{1,2}"]').patterns == ("re:a{1,2}",)
+
+
+def test_of_several_processes_the_first_calls_the_trainer(tmp_path, monkeypatch):
+    recipe = own("trainer=own_networks:train")
+    made = recipe.collect(None)
+    late = threading.Timer(0.2, made.save, [tmp_path])
+    late.start()
+    monkeypatch.setenv("RANK", "1")
+    assert torch.equal(recipe.collect(tmp_path).vectors, made.vectors)
+    late.join()
 
 
 def test_the_same_numbers_again(tmp_path):

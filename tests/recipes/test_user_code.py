@@ -54,7 +54,11 @@ def test_a_module_that_cannot_be_imported_names_its_line(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     for name, text, words in (
         ("own_bad_syntax", "x = = 3\n", "SyntaxError: invalid syntax"),
-        ("own_bad_import", "\nimport not_there_at_all\n", r"No module named 'not_there_at_all' \(own_bad_import.py, line 2"),
+        (
+            "own_bad_import",
+            "\nimport not_there_at_all\n",
+            r"No module named 'not_there_at_all' \(own_bad_import.py, line 2",
+        ),
         ("own_exits", "import sys\nsys.exit(1)\n", r"SystemExit: 1 \(own_exits.py, line 2"),
     ):
         (tmp_path / f"{name}.py").write_text(text)

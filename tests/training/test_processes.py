@@ -236,3 +236,17 @@ def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(TrainingError, match="2 processes were started, but Accelerate sees 1"):
         start_accelerator(Settings())
+
+
+def test_who_trained_alone_is_one_of_them_again():
+    settings = Settings(device="cpu")
+
+    def target(rank):
+        start_accelerator(settings)
+        if rank == 0:
+            with parallel.alone():
+                assert start_accelerator(settings).num_processes == 1
+        assert parallel.PartialState().num_processes == 2
+        parallel.PartialState().wait_for_everyone()
+
+    assert torchrun(target) == [0, 0]

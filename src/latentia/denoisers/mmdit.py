@@ -92,10 +92,9 @@ class MMDiT(nn.Module):
         else:
             stream = self.code_in(code)
         vector = self._time(t, image.dtype)
-        image_table = rope_table(image_positions, self.axes, self.theta)
-        code_table = rope_table(code_positions, self.axes, self.theta)
+        table = rope_table(torch.cat((code_positions, image_positions)), self.axes, self.theta)
         for block in self.blocks:
-            image, stream = block(image, stream, image_table, code_table, vector)
+            image, stream = block(image, stream, table, vector)
         return self._read(image if self.read == "image" else stream, vector)
 
     def _time(self, t: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:

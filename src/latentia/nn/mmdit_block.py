@@ -75,16 +75,14 @@ class Stream(nn.Module):
         """The six modulations of this block, None without a time vector."""
         return None if self.mod is None or vector is None else self.mod(vector)
 
-    def look(
-        self, x: torch.Tensor, table: torch.Tensor, mod: Modulations | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    def look(self, x: torch.Tensor, mod: Modulations | None) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
         """x (B, N, D) → queries (None where the stream ends), keys and values, each (B, heads, N, d)."""
         h = modulate(F.layer_norm(x, (self.width,), eps=EPS), mod, 0)
         if self.ends:  # nobody asks for its queries
             k, v = self._split(F.linear(h, self.qkv.weight[self.width :], self.qkv.bias[self.width :]), 2)
-            return None, rotate(self.key_norm(k), table).to(v.dtype), v
+            return None, self.key_norm(k), v
         q, k, v = self._split(self.qkv(h), 3)
-        return rotate(self.query_norm(q), table).to(v.dtype), rotate(self.key_norm(k), table).to(v.dtype), v
+        return self.query_norm(q), self.key_norm(k), v
 
     def _split(self, h: torch.Tensor, parts: int) -> tuple[torch.Tensor, ...]:
         return h.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
@@ -114,26 +112,29 @@ class MMDiTBlock(nn.Module):
         self.code = Stream(width, heads, mlp_ratio, modulated, ends == "code")
 
     def forward(
-        self,
-        image: torch.Tensor,
-        code: torch.Tensor,
-        image_table: torch.Tensor,
-        code_table: torch.Tensor,
-        vector: torch.Tensor | None = None,
+        self, image: torch.Tensor, code: torch.Tensor, table: torch.Tensor, vector: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """image (B, N, D), code (B, S, D), their `rope_table`s, time vector (B, D) → both streams.
+        """image (B, N, D), code (B, S, D), `rope_table` of the S + N positions, time (B, D) → both streams.
 
         A stream that ends comes back as it was.
         """
         image_mod, code_mod = self.image.modulation(vector), self.code.modulation(vector)
-        image_q, image_k, image_v = self.image.look(image, image_table, image_mod)
-        code_q, code_k, code_v = self.code.look(code, code_table, code_mod)
-        queries = [q for q in (code_q, image_q) if q is not None]
+        image_q, image_k, image_v = self.image.look(image, image_mod)
+        code_q, code_k, code_v = self.code.look(code, code_mod)
         k, v = torch.cat((code_k, image_k), 2), torch.cat((code_v, image_v), 2)
-        found = F.scaled_dot_product_attention(torch.cat(queries, 2), k, v, scale=self.scale)
+        asked, length = table, code.shape[1]
+        if code_q is None:
+            q, asked = image_q, table[:, length:]
+        elif image_q is None:
+            q, asked = code_q, table[:, :length]
+        else:
+            q = torch.cat((code_q, image_q), 2)
+        assert q is not None  # at most one stream ends
+        q, k = rotate(q, asked).to(v.dtype), rotate(k, table).to(v.dtype)
+        found = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         found = found.transpose(1, 2).flatten(2)  # (B, S + N, D), or only what was asked for
         if code_q is not None:
-            code = self.code.carry_on(code, found[:, : code.shape[1]], code_mod)
+            code = self.code.carry_on(code, found[:, :length], code_mod)
         if image_q is not None:
             image = self.image.carry_on(image, found[:, -image.shape[1] :], image_mod)
         return image, code

@@ -44,7 +44,11 @@ def rope_table(positions: torch.Tensor, axes: Sequence[int], theta: float = THET
 
 def rotate(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """x (B, heads, N, d), turned by `rope_table`'s (2, N, d/2) in float32 at least; x's dtype comes back."""
-    wide = x.float().unflatten(-1, (-1, 2))
-    even, odd = wide.unbind(-1)  # (B, heads, N, d/2)
+    pairs = x.float().unflatten(-1, (-1, 2))
     cos, sin = table
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+    if x.device.type in ("cpu", "meta"):  # one complex product: 4 times as fast, but compilers cannot fuse it
+        turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * torch.complex(cos, sin))
+    else:
+        even, odd = pairs.unbind(-1)  # (B, heads, N, d/2)
+        turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    return turned.flatten(-2).to(x.dtype)

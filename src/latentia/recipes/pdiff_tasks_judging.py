@@ -216,7 +216,10 @@ def regressed(
     codes: torch.Tensor,
     held: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
-    """Weights as functions of the code; ridges and widths are chosen by cross-validation over training tasks."""
+    """Weights as functions of the code; ridges and widths are chosen by cross-validation over training tasks.
+
+    The kernel regression takes each task's mean network, where the equations are fewer.
+    """
     v = found.vectors
     z = pipe.encode(v).cpu()
     smooth = [{"width": width, "ridge": ridge} for width in controls.WIDTHS for ridge in controls.RIDGES[1:4]]
@@ -224,11 +227,12 @@ def regressed(
     ridge = controls.cross_validated(
         controls.linear_regression, [{"ridge": r} for r in controls.RIDGES], codes, flat, recipe.seed
     )
-    kernel = controls.cross_validated(controls.kernel_regression, smooth, codes, v, recipe.seed)
+    once, means = codes[: len(codes) // recipe.tasks.per_task], v.view(recipe.tasks.per_task, -1, v.shape[1]).mean(0)
+    kernel = controls.cross_validated(controls.kernel_regression, smooth, once, means, recipe.seed)
     latents = controls.linear_regression(codes, flat, held, **ridge).view(-1, *z.shape[1:])
     return {
         LINEAR: controls.linear_regression(codes, v, held),
-        KERNEL: controls.kernel_regression(codes, v, held, **kernel),
+        KERNEL: controls.kernel_regression(once, means, held, **kernel),
         LATENT: pipe.decode(latents).cpu(),
     }
 
