@@ -372,3 +372,29 @@ def test_unknown_quantizers_and_options_are_refused():
         VQModel(**TINY, quantizer="vqema")
     with pytest.raises(UnknownChoiceError, match="option of quantizer 'vq_ema' 'revival': did you mean 'revive'"):
         VQModel(**TINY, quantizer="vq_ema", quantizer_options={"revival": 0.1})
+
+
+def test_patches_are_channels_of_one_position(tmp_path):
+    torch.manual_seed(0)
+    model = VQModel(**TINY, patch_size=2).eval()
+    plain = VQModel(**{**TINY, "in_channels": 12, "out_channels": 12}).eval()
+    plain.load_state_dict(model.state_dict())
+    x = pictures(height=16)
+    assert model.latent_shape((3, 16, 16)) == (2, 4, 4)
+    assert model.token_shape((3, 16, 16)) == (4, 4)
+    unshuffled = torch.nn.functional.pixel_unshuffle(x, 2)
+    assert torch.equal(model.encode(x).latents, plain.encode(unshuffled).latents)
+    assert torch.equal(model(x).sample, torch.nn.functional.pixel_shuffle(plain(unshuffled).sample, 2))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(VQModel.from_pretrained(tmp_path)(x).sample, model(x).sample)
+    large = pictures(height=32, width=48)
+    model.enable_tiling()
+    assert model.tile_sample_min_size == 16
+    assert model(large).sample.shape == large.shape
+    assert "patch_size" not in VQModel(**TINY).config_to_save()
+    with pytest.raises(InputError, match="divisible by 4"):
+        model.encode(pictures(height=10))
+    with pytest.raises(InputError, match="divisible by 4"):
+        model.latent_shape((3, 16, 18))
+    with pytest.raises(ConfigError, match="patch_size"):
+        VQModel(**TINY, patch_size=0)

@@ -1,10 +1,10 @@
 """Names of a user's functions: what is found, and what is said when it is not."""
 
 import pytest
-from own_networks import Tagger
 
 from latentia.errors import InputError
 from latentia.recipes.user_code import called, images_of, load_named, network_of
+from own_networks import Tagger
 
 
 def test_a_name_is_found_with_dots_too():
@@ -22,7 +22,7 @@ def test_a_module_of_the_working_directory_is_found(tmp_path, monkeypatch):
     (package / "__init__.py").write_text("")
     (package / "nets.py").write_text("from torch import nn\n\n\ndef build():\n    return nn.Linear(2, 2)\n")
     assert network_of("my_own_package_here.nets:build").weight.shape == (2, 2)
-    with pytest.raises(InputError, match="no module 'my_own_packge_here' in .*did you mean 'my_own_package_here'"):
+    with pytest.raises(InputError, match=r"no module 'my_own_packge_here' in .*did you mean 'my_own_package_here'"):
         load_named("my_own_packge_here:build", "module")
 
 

@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from latentia.codecs.encoder_decoder import Decoder, Encoder
@@ -53,12 +54,18 @@ class SpatialCodec(GradientCheckpointing, ModelMixin):
         c = self.config
         style = ResnetStyle(groups=c.norm_num_groups, act=c.act_fn, eps=1e-6)
         shape = (c.block_out_channels, c.layers_per_block, style, c.mid_block_add_attention)
-        encoder = Encoder(c.in_channels, encoded, c.down_block_types, *shape)
-        return encoder, Decoder(c.latent_channels, c.out_channels, c.up_block_types, *shape)
+        pixels = self.patch**2
+        encoder = Encoder(c.in_channels * pixels, encoded, c.down_block_types, *shape)
+        return encoder, Decoder(c.latent_channels, c.out_channels * pixels, c.up_block_types, *shape)
+
+    @property
+    def patch(self) -> int:
+        """Side of the squares of pixels that the networks see as channels of one position; 1 in most classes."""
+        return self.config.get("patch_size") or 1
 
     def _set_switches(self) -> None:
         c = self.config
-        self.factor: int = 2 ** (len(c.block_out_channels) - 1)
+        self.factor: int = self.patch * 2 ** (len(c.block_out_channels) - 1)
         self.use_slicing = False
         self.use_tiling = False
         size = c.sample_size if isinstance(c.sample_size, int) else max(c.sample_size)
@@ -139,7 +146,7 @@ class SpatialCodec(GradientCheckpointing, ModelMixin):
 
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
         """x → what leaves the encoder (and `quant_conv`); raises `InputError` for a wrong shape."""
-        shape, channels, factor = x.shape, self.encoder.conv_in.in_channels, self.factor
+        shape, channels, factor = x.shape, self.encoder.conv_in.in_channels // self.patch**2, self.factor
         if len(shape) != 4 or shape[1] != channels or shape[2] % factor or shape[3] % factor:
             raise InputError(
                 f"x has shape {tuple(shape)}: expected (batch, {channels}, height, width) "
@@ -148,7 +155,7 @@ class SpatialCodec(GradientCheckpointing, ModelMixin):
         return self._run(self._encode_tile, x, Fraction(1, factor), factor)
 
     def _encode_tile(self, x: torch.Tensor) -> torch.Tensor:
-        h: torch.Tensor = self.encoder(x)
+        h: torch.Tensor = self.encoder(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         return h if self.quant_conv is None else self.quant_conv(h)
 
     def decode(
@@ -178,7 +185,7 @@ class SpatialCodec(GradientCheckpointing, ModelMixin):
 
     def _decode_tile(self, z: torch.Tensor) -> torch.Tensor:
         h: torch.Tensor = self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
-        return h
+        return F.pixel_shuffle(h, self.patch) if self.patch > 1 else h
 
     # Scaled latents: the shared face of all codecs
 
@@ -222,7 +229,7 @@ class SpatialCodec(GradientCheckpointing, ModelMixin):
 
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """(C, H, W) of x → (c, H/f, W/f) of z; raises `InputError` for channels and sizes that do not fit."""
-        channels, factor = self.encoder.conv_in.in_channels, self.factor
+        channels, factor = self.encoder.conv_in.in_channels // self.patch**2, self.factor
         if len(shape) != 3 or shape[0] != channels or shape[1] % factor or shape[2] % factor:
             raise InputError(
                 f"shape {tuple(shape)} does not fit: expected ({channels}, height, width) "

@@ -58,12 +58,14 @@ class VQModel(SpatialCodec):
             never an output. Not an argument of Diffusers.
         quantizer: a name of `QUANTIZERS`; Diffusers knows `vq` alone.
         quantizer_options: its arguments beyond `dim`, K, β and `legacy_beta`, such as {"decay": 0.995}.
+        patch_size: p; encoder and decoder see p×p pixels as channels of one position, so that f = p·2^(stages − 1) and
+            fine resolutions, where convolutions cost most, are left out. Diffusers knows 1 alone.
 
     Raises `UnknownChoiceError` for an unknown name, `ConfigError` for lengths and widths that do not fit and for
     spatial normalisation.
     """
 
-    extensions = frozenset({"beta", "legacy_beta", "quantizer", "quantizer_options"})
+    extensions = frozenset({"beta", "legacy_beta", "patch_size", "quantizer", "quantizer_options"})
 
     @register_to_config
     def __init__(
@@ -89,6 +91,7 @@ class VQModel(SpatialCodec):
         legacy_beta: bool = False,
         quantizer: str = "vq",
         quantizer_options: Mapping[str, Any] | None = None,
+        patch_size: int = 1,
     ) -> None:
         super().__init__()
         self._check_config()
@@ -103,7 +106,7 @@ class VQModel(SpatialCodec):
     def _check_config(self) -> None:
         c = self.config
         super()._check_config()
-        check_counts(c, ("num_vq_embeddings",), optional=("vq_embed_dim",))
+        check_counts(c, ("num_vq_embeddings", "patch_size"), optional=("vq_embed_dim",))
         check_choice("norm_type", c.norm_type, ("group", "spatial"))
         check_choice("quantizer", c.quantizer, QUANTIZERS)
         if c.norm_type == "spatial":

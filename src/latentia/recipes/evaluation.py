@@ -12,16 +12,18 @@ import torch
 
 from latentia.core.config import to_json
 from latentia.core.files import read_json, write_text_atomic
+from latentia.core.protocols import FeatureNetwork
 from latentia.errors import InputError
 from latentia.metrics.classifier import ConvClassifier
-from latentia.metrics.evaluate import Judge, class_accuracy, evaluate_reconstruction
+from latentia.metrics.evaluate import Judge, class_accuracy
 from latentia.metrics.frechet import frechet
 from latentia.metrics.inception_features import InceptionFeatures
+from latentia.metrics.lpips import Distance
 from latentia.metrics.measurement import Measurement
 from latentia.pipelines.image_pipeline import ImagePipeline
 from latentia.recipes.judge import everything, train_judge
 from latentia.recipes.sampling import Request, labels_of, open_pipeline, processes, sample
-from latentia.recipes.sources import load_codec, open_data, resolve_device
+from latentia.recipes.sources import open_data
 
 Ruler = Callable[[torch.Tensor, Sequence[int] | None], list[Measurement]]
 """Pictures (N, C, H, W) in [-1, 1] and their classes, if any → what was measured."""
@@ -117,28 +119,77 @@ def _seeded(measurement: Measurement, seed: int) -> Measurement:
 
 
 def evaluate_codec(
-    path: str | os.PathLike[str], data: str, split: str = "test", count: int | None = None, device: str = "auto"
+    path: str | os.PathLike[str],
+    data: str,
+    split: str = "test",
+    count: int | None = None,
+    device: str = "auto",
+    rulers: Rulers | None = None,
+    lpips: Sequence[Path] = (),
+    formats: bool = False,
 ) -> list[Measurement]:
-    """PSNR and SSIM of a codec's reconstructions of `split` of `data`, the first `count` images.
+    """What a codec makes of `split` of `data`, the first `count` images; `codec_evaluation.PROTOCOL` says how.
 
-    A posterior is decoded from its mode, quantised latents from their nearest codes. The size is the codec's
-    `sample_size`.
+    The size is the codec's `sample_size`. The Fréchet distance is measured on the Inception weights of `rulers`, or on
+    its judge, or on the judge that the codec's run has saved for this data; on nothing if there is none.
+
+    Args:
+        lpips: files of LPIPS' weights (trunk and linear heads, VGG or Alex): measures `lpips-vgg` or `lpips-alex`.
+        formats: also what JPEG, WebP and AVIF make of the same images at the codec's bits, with and without headers.
     """
-    codec = load_codec(path).to(resolve_device(device)).eval()
+    from latentia.losses.lpips import LPIPS
+    from latentia.recipes.codec_evaluation import evaluate_codec as judge_codec
+    from latentia.recipes.compress import open_codec
+
+    codec = open_codec(path, device)
     size = codec.config.sample_size if isinstance(codec.config.sample_size, int) else codec.config.sample_size[0]
     images = open_data(data, split, size, codec.config.in_channels)
     n = len(images) if count is None else min(count, len(images))
     if n < 1:
         raise InputError(f"n must be at least 1, got {count}")
-    rows: list[torch.Tensor] = []
-    originals: list[torch.Tensor] = []
-    with torch.no_grad():
-        for start in range(0, n, 64):
-            x = images.batch(range(start, min(start + 64, n)))["x"]
-            y = codec(x.to(codec.device, codec.dtype)).sample
-            originals.append(x)
-            rows.append(y.float().cpu())
-    return list(evaluate_reconstruction(torch.cat(originals), torch.cat(rows)).values())
+    x = torch.cat([images.batch(range(i, min(i + 64, n)))["x"] for i in range(0, n, 64)])
+    features = _codec_ruler(Path(path), Path(data).name, rulers or Rulers())
+    distances = [LPIPS(_net_of(lpips), lpips)] if lpips else []
+    numbers, _ = judge_codec(codec, x, features, distances, seed=rulers.seed if rulers else 0)
+    rows = numbers.measurements()
+    if formats:
+        if numbers.bits_per_pixel is None:
+            raise InputError(f"{path} has no tokens, so there are no bits to give to JPEG: leave --formats out")
+        rows += _formats(x, numbers.bits_per_pixel, features, distances)
+    return rows
+
+
+def _codec_ruler(path: Path, data: str, rulers: Rulers) -> list[FeatureNetwork]:
+    if rulers.inception is not None:
+        return [InceptionFeatures(rulers.inception)]
+    folder = rulers.judge or judge_beside(path, data)
+    return [] if folder is None else [ConvClassifier.from_pretrained(folder)]
+
+
+def _net_of(files: Sequence[Path]) -> str:
+    """`alex` or `vgg`, by the first convolution of the trunk."""
+    from latentia.losses.perceptual_weights import lpips_tensors, read_weights
+
+    first = lpips_tensors(read_weights(files)).get("features.0.weight")
+    return "alex" if first is not None and first.shape[-1] == ALEX_KERNEL else "vgg"
+
+
+ALEX_KERNEL = 11
+
+
+def _formats(
+    x: torch.Tensor, bits: float, rulers: Sequence[FeatureNetwork], distances: Sequence[Distance]
+) -> list[Measurement]:
+    from latentia.recipes.codec_evaluation import evaluate_formats
+
+    rows = []
+    for headers in (False, True):
+        told = "with headers" if headers else "without headers"
+        for name, found in evaluate_formats(x, bits, rulers, distances, headers).items():
+            flat = {"psnr": found["psnr"], "ssim": found["ssim"], "fits": found["fits"]}
+            flat |= {"bits_per_pixel": found["bits_per_pixel"]} | found["frechet"] | found["perceptual"]
+            rows += [Measurement(f"{name} {told}: {k}", v, len(x), len(x)) for k, v in flat.items() if v is not None]
+    return rows
 
 
 def write_report(numbers: Sequence[Measurement], path: Path, what: dict[str, object]) -> None:

@@ -137,8 +137,8 @@ class OwnNetworks(NetworkDiffusion):
 def pdiff() -> OwnNetworks:
     """Generate the weights of your own network, from a folder of its checkpoints, a training function, or data.
 
-    Command: latentia train pdiff module=mynets:build patterns=head.* checkpoints=folder/ --out runs/mine
-    Cost:    about 15 CPU-seconds at D = 2,048, without the collecting; add --dry-run for yours.
+    Command: latentia train pdiff module=mynets:build patterns=head checkpoints=folder/ --out runs/mine
+    Cost:    about 25 CPU-seconds for a small network, without the collecting; add --dry-run for yours.
     Expect:  no number of ours: report.html has yours beside every control. On `pdiff-digits`, the same recipe,
              generated networks are as good as their originals (88.1 % and 88.0 %), and so are averages and Gaussians.
 

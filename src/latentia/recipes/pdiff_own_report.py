@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from latentia.recipes.pdiff_own_judging import WeightReport
 
 UNJUDGED = (
-    "There are no data with classes and no score, so nothing here says whether a generated network works: there are distances between weights "
-    "alone. Name data=mynets:data for accuracies beside every control, or score=mynets:score for a number of your own."
+    "There are no data with classes and no score, so nothing here says whether a generated network works: there are "
+    "distances between weights alone. Name data=mynets:data for accuracies beside every control, or "
+    "score=mynets:score for a number of your own."
 )
 ONLY_SCORED = (
     "Networks are judged by your score. Scores of all networks are shown, and the best is the best of all of them: "

@@ -40,12 +40,17 @@ SIZES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"convnet3": {"width": 16}, "mlp3": {}, "resnet": {"width": 8, "blocks": (1, 1)}}
 )
 """About 5,000 parameters each: 5,450, 4,785 and 5,122."""
+CODES: Mapping[str, int] = MappingProxyType({"convnet3": 20, "mlp3": 20, "resnet": 40})
+SPREADS: Mapping[str, float] = MappingProxyType({"convnet3": 1.15, "mlp3": 1.25, "resnet": 1.25})
+"""Found on training images that no network was fitted to: there generated networks are as new as the originals."""
 
 
 class TokenCodec(Value):
     """The codec of whole networks (`ParameterTokenCodec`) and the phase that trains it on behaviour."""
 
-    codes: PositiveInt = Field(default=20, description="numbers in a network's code, fewer than there are networks")
+    codes: PositiveInt | None = Field(
+        default=None, description="numbers in a network's code; none for 20, of a resnet 40"
+    )
     token_size: PositiveInt = Field(default=144, description="parameters in one token; 144 is a filter of 16 × 3 × 3")
     width: PositiveInt = Field(default=64, description="width of the transformer over tokens")
     layers: PositiveInt = Field(default=2, description="its layers")
@@ -54,18 +59,18 @@ class TokenCodec(Value):
     structure: NonNegativeFloat = Field(default=0.001, description="weight of the correction's size in the loss")
     num_images: PositiveInt = Field(default=64, description="images on which behaviour is compared in one step")
     image_noise: NonNegativeFloat = Field(default=0.1, description="standard deviation of the noise added to them")
-    steps: PositiveInt = Field(default=1500, description="optimizer steps of the codec's phase")
+    steps: PositiveInt = Field(default=1600, description="optimizer steps of the codec's phase")
     batch_size: PositiveInt = Field(default=8, description="networks in one optimizer step, over all processes")
     optim: Optim = Field(
         default=Optim(lr=4e-3, schedule="linear", warmup=20, weight_decay=0.01), description="optimizer of the codec"
     )
 
-    def build(self, shapes: tuple[tuple[int, ...], ...]) -> ParameterTokenCodec:
-        """The codec for networks with tensors of these shapes."""
+    def build(self, shapes: tuple[tuple[int, ...], ...], codes: int) -> ParameterTokenCodec:
+        """The codec with `codes` codes for networks with tensors of these shapes."""
         from latentia.methods.pdiff.token_codec import ParameterTokenCodec
 
         return ParameterTokenCodec(
-            shapes, num_codes=self.codes, token_size=self.token_size, width=self.width, num_layers=self.layers
+            shapes, num_codes=codes, token_size=self.token_size, width=self.width, num_layers=self.layers
         )
 
     def objective(self) -> dict[str, Any]:
@@ -84,6 +89,7 @@ class SeedDiffusion(Recipe):
     """Two phases: `codec`, which trains the networks and matches them first, then `unet` on their codes."""
 
     next_command: ClassVar[str] = "latentia params generate {pipeline} -n 100 --out nets"
+    runtime: ClassVar[frozenset[str]] = Recipe.runtime | {"runs"}
 
     task: NoisyDigits = Field(default=NoisyDigits(), description="what the small networks learn")
     network: Literal["convnet3", "mlp3", "resnet"] = Field(default="convnet3", description="the architecture")
@@ -99,8 +105,8 @@ class SeedDiffusion(Recipe):
     noise: Noise = Field(default=Noise(), description="the diffusion process")
     optim: Optim = Field(default=Optim(), description="optimizer of the UNet")
     ema: Average = Field(default=Average(), description="average of the UNet's weights")
-    spread: PositiveFloat = Field(
-        default=1.2, description="how far from their mean generated codes lie; above 1 is newer and less accurate"
+    spread: PositiveFloat | None = Field(
+        default=None, description="how far from their mean codes are drawn: above 1 newer, less accurate; none for own"
     )
     samples: Annotated[int, Field(ge=2)] = Field(default=100, description="networks that are generated and judged")
     sampling_steps: PositiveInt = Field(default=250, description="steps of the ancestral sampler")
@@ -109,14 +115,19 @@ class SeedDiffusion(Recipe):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
-        if self.codec.codes >= self.seeds:
-            raise ValueError(f"codec.codes={self.codec.codes} need more networks than seeds={self.seeds}: lower them")
+        if self.codes >= self.seeds:
+            raise ValueError(f"codec.codes={self.codes} need more networks than seeds={self.seeds}: lower them")
         if self.sampling_steps > self.noise.num_train_timesteps:
             raise ValueError(
                 f"sampling_steps={self.sampling_steps} is more than noise.num_train_timesteps="
                 f"{self.noise.num_train_timesteps}: take fewer"
             )
         return self
+
+    @property
+    def codes(self) -> int:
+        """r, numbers in a network's code."""
+        return self.codec.codes or CODES[self.network]
 
     def sizes(self) -> dict[str, Any]:
         """What `networks.build` is told beside the name."""
@@ -171,7 +182,7 @@ class SeedDiffusion(Recipe):
 
         originals, matched = self.checkpoints(bench), self.matched(bench)
         layout = originals.layout
-        codec = bench.keep("codec", self.codec.build(layout.shapes))
+        codec = bench.keep("codec", self.codec.build(layout.shapes, self.codes))
         bench.keep("codes", codec.fit(matched))
         images = self.task.build().fit[0]
         return Phase(
@@ -192,7 +203,7 @@ class SeedDiffusion(Recipe):
 
         codes = bench.parts["codes"]
         whitener = bench.keep("whitener", Whitener.fit(codes, "coordinate"))
-        unet = bench.keep("unet", self.unet.build((self.codec.codes, 1)))
+        unet = bench.keep("unet", self.unet.build((self.codes, 1)))
         return Phase(
             name="unet",
             objective=LatentPriorObjective(unet, bench.keep("scheduler", self.noise.build())),
@@ -227,7 +238,7 @@ class SeedDiffusion(Recipe):
     def widened(self, whitener: Whitener) -> Whitener:
         """The whitener under which standard normal codes lie `spread` times as far from their mean."""
         wide = copy.deepcopy(whitener)
-        wide.scale.mul_(self.spread)
+        wide.scale.mul_(self.spread or SPREADS[self.network])
         return wide
 
     def measuring_images(self) -> torch.Tensor | None:
@@ -287,7 +298,7 @@ class SeedDiffusion(Recipe):
             return (torch.zeros(batch, 1, 8, 8),)
 
         def codes(batch: int) -> tuple[torch.Tensor, ...]:
-            return (torch.zeros(batch, codec.codes, 1),)
+            return (torch.zeros(batch, self.codes, 1),)
 
         def noisy(batch: int) -> tuple[torch.Tensor, ...]:
             return *codes(batch), torch.zeros(batch)
@@ -297,12 +308,12 @@ class SeedDiffusion(Recipe):
         return [
             Work("codec", self.network, self.build, images, seen, fitted, fitted),
             Work(
-                *("codec", "codec", partial(codec.build, layout.shapes), codes),
+                *("codec", "codec", partial(codec.build, layout.shapes, self.codes), codes),
                 *(codec.steps * codec.batch_size, codec.batch_size, codec.batch_size),
                 call=decode_only,
             ),
             Work(
-                *("unet", "unet", partial(self.unet.build, (codec.codes, 1)), noisy),
+                *("unet", "unet", partial(self.unet.build, (self.codes, 1)), noisy),
                 *(self.steps * self.batch_size, self.batch_size, micro),
                 averaged=self.ema.decay > 0,
             ),

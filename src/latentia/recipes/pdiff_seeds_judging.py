@@ -112,8 +112,8 @@ def judge_runs(
 
 
 def made_by(recipe: Recipe) -> dict[str, Any]:
-    """All fields that change a number."""
-    return recipe.model_dump(mode="json", exclude=set(recipe.runtime))
+    """All fields that change the numbers of one run."""
+    return recipe.model_dump(mode="json", exclude={*recipe.runtime, "runs"})
 
 
 def judge_run(

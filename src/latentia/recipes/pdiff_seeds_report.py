@@ -38,7 +38,7 @@ def tell(recipe: SeedDiffusion, bench: Bench, results: Mapping[str, PhaseResult]
         "What was done",
         f"{recipe.seeds} networks ({NAMES[recipe.network]}, all {summary.parameters:,} parameters) learnt "
         f"{recipe.task.train} noisy digits, each from its own seed. Their units were brought into one order and scale; "
-        f"{recipe.codec.codes} principal components became their codes; a transformer over tokens of their weights "
+        f"{recipe.codes} principal components became their codes; a transformer over tokens of their weights "
         "learnt to decode codes into networks that predict what the originals predict; a diffusion model learnt the "
         f"codes, and {recipe.samples} networks were drawn from noise. All of it was done {recipe.runs} times, from "
         "the originals on, under other seeds. Settings were chosen on training images that no network was fitted to; "

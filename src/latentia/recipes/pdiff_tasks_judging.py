@@ -113,8 +113,9 @@ class TaskSetting:
     @property
     def sentence(self) -> str:
         """Whether generating the whole network is worth it, from the numbers alone."""
-        heads = max((self.against(name) for name in HEAD_CONTROLS), key=lambda d: -d.value)
-        regression = max((self.against(name) for name in REGRESSIONS), key=lambda d: -d.value)
+        heads, regression = (
+            min((self.against(name) for name in names), key=lambda d: d.value) for names in (HEAD_CONTROLS, REGRESSIONS)
+        )
         worth = heads.verdict == "beats" and regression.verdict == "beats"
         if worth:
             end = "so here the generator has learnt more than heads, and more than regression tells."

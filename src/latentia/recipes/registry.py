@@ -39,6 +39,8 @@ _HOME = {
     "vqgan-digits": "vqgan:vqgan_digits",
     "vqgan-imagenet": "vqgan:vqgan_imagenet",
     "vqgan-photos": "vqgan:vqgan_photos",
+    "vqvae-digits": "vqvae:vqvae_digits",
+    "vqvae-photos": "vqvae:vqvae_photos",
 }
 
 

@@ -57,8 +57,8 @@ def run_recipe(recipe: Recipe, out: str | os.PathLike[str], resume: bool = False
 def start_or_saved(name: str, folder: Path, resume: bool) -> Recipe:
     """The recipe to train: the registry's, or with `resume` the one that `folder` was started with.
 
-    What names code of the user's is not taken from the folder: it has to be given again. Raises `TrainingError` when the
-    folder holds a run of another recipe.
+    What names code of the user's is not taken from the folder: it has to be given again. Raises `TrainingError` when
+    the folder holds a run of another recipe.
     """
     fresh = registry.recipe(name)
     if not resume or not (folder / SAVED).is_file():
