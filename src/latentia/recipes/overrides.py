@@ -122,8 +122,9 @@ def read_value(raw: str, annotation: Any) -> Any:
     takes = set(_members(annotation))
     if type(None) in takes and text.lower() in NOTHING:
         return None
-    if str in takes or any(get_origin(kind) is Literal for kind in takes):
-        return text
+    choices = [choice for kind in takes if get_origin(kind) is Literal for choice in get_args(kind)]
+    if str in takes or choices:
+        return next((choice for choice in choices if str(choice) == text), text)
     if text[:1] not in ("[", "(", '"', "'") and any(get_args(kind)[:1] == (str,) for kind in takes):
         return [word.strip() for word in text.split(",") if word.strip()]  # names: 2 and 2.10 are no numbers here
     if text.lower() in NOTHING | BOOLEANS:

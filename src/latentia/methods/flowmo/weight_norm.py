@@ -5,6 +5,7 @@ from torch import nn
 
 from latentia.errors import check_choice
 from latentia.nn.mmdit_block import MMDiTBlock
+from latentia.training.parallel import PLAIN, like, whole
 
 NORM_MODES = ("channel", "l2")
 
@@ -28,7 +29,7 @@ class ForcedWeightNorm:
 
     @torch.no_grad()
     def apply(self, model: nn.Module) -> None:
-        """Rescale in place; frozen matrices, which nothing has changed, are left alone."""
+        """Rescale in place; frozen matrices, which nothing has changed, are left alone. Every process must call."""
         matrices = block_matrices(model)
         if self.targets and self.targets[0].device != matrices[0].device:
             self.targets = [target.to(matrices[0].device) for target in self.targets]
@@ -37,7 +38,11 @@ class ForcedWeightNorm:
             return
         weights, targets = [weight for weight, _ in pairs], [target for _, target in pairs]
         scales = list(torch._foreach_div(targets, self._norms(weights)))
-        torch._foreach_mul_(weights, scales)  # tensors of one element, or of one a row
+        if type(weights[0]) in PLAIN:
+            torch._foreach_mul_(weights, scales)
+            return
+        for weight, scale in zip(weights, scales, strict=True):
+            weight.mul_(like(scale.expand_as(weight), weight))
 
     @torch.no_grad()
     def _norms(self, weights: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -45,8 +50,8 @@ class ForcedWeightNorm:
         if self.mode == "l2":
             norms = list(torch._foreach_norm(weights))
         else:
-            norms = [weight.norm(dim=1, keepdim=True) for weight in weights]
-        return [norm.clamp_(min=1e-12) for norm in norms]
+            norms = [torch.linalg.vector_norm(weight, dim=1, keepdim=True) for weight in weights]
+        return [whole(norm).clamp(min=1e-12) for norm in norms]
 
 
 def block_matrices(model: nn.Module) -> list[torch.Tensor]:
