@@ -74,7 +74,8 @@ def test_a_pipeline_of_pictures_is_refused(cli, run_folder):
 
 
 CONDITIONAL = (
-    "steps=2", "batch_size=4", "codec.steps=2", "codec.batch_size=4", "unet.channels=16,", "unet.layers=1",
+    "steps=6", "optim.lr=0.05", "optim.warmup=0", "batch_size=4", "codec.steps=2", "codec.batch_size=4",
+    "unet.channels=16,", "unet.layers=1", "ema.decay=0",
     "tasks.kind=pair", "tasks.held_out=2", "tasks.per_task=1", "tasks.fit.epochs=1", "task.train=60", "runs=1",
     "wide=none", "drawn.samples=1", "drawn.steps=2", "device=cpu",
 )  # fmt: skip

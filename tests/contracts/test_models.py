@@ -22,7 +22,7 @@ class Case:
     """A tiny config of a public class, its inputs for a batch, and one forward pass to a tensor.
 
     `any_size`: odd heights and widths are welcome; `legacy`: files of 2022 name its attention differently;
-    `starts_silent`: what starts at zero must be drawn for the output to say anything.
+    `starts_silent`: what starts at zero must be drawn for the output to say anything; `known`: an argument's name.
     """
 
     config: dict
@@ -31,6 +31,7 @@ class Case:
     any_size: bool = False
     legacy: bool = True
     starts_silent: bool = False
+    known: str = "block_out_channels"
 
 
 def seeded(*shape: int) -> torch.Tensor:
@@ -83,6 +84,7 @@ UNET_1D = {
     "num_class_embeds": 4,
     "learned_positions": True,
 }
+TOKENS = {"num_codes": 5, "token_shape": (2, 3), "num_class_embeds": 4, "width": 8, "num_layers": 2, "num_heads": 2}
 
 
 def image_inputs(batch: int) -> dict[str, torch.Tensor]:
@@ -109,6 +111,21 @@ def controlnet_inputs(batch: int) -> dict[str, torch.Tensor]:
     return {**text_inputs(batch), "controlnet_cond": seeded(4, 3, 16, 16)[:batch]}
 
 
+def token_inputs(batch: int) -> dict[str, torch.Tensor]:
+    tokens = torch.randint(5, (4, 2, 3), generator=torch.Generator().manual_seed(1))
+    return {"sample": tokens[:batch], "class_labels": torch.tensor([0, 1, 2, 3])[:batch]}
+
+
+def grouped_inputs(batch: int) -> dict[str, torch.Tensor]:
+    """Two tokens a position, some of them masked."""
+    tokens = torch.randint(6, (4, 2, 3, 2), generator=torch.Generator().manual_seed(1))
+    return {"sample": tokens[:batch], "class_labels": torch.tensor([0, 1, 2, 3])[:batch]}
+
+
+def conditioned_inputs(batch: int) -> dict[str, torch.Tensor]:
+    return {**token_inputs(batch), "condition": torch.tensor([[0, 1], [2, 2], [1, 2], [0, 0]])[:batch]}
+
+
 def sample_of(model: ModelMixin, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return model(**inputs).sample
 
@@ -128,7 +145,25 @@ def controls_of(model: ModelMixin, inputs: dict[str, torch.Tensor]) -> torch.Ten
 CASES = {
     "Autoencoder": Case(CODEC, image_inputs, sample_of),
     "AutoencoderKL": Case(CODEC, image_inputs, sample_of),
+    "AutoregressiveTransformer": Case(
+        {**TOKENS, "condition_codes": 3, "condition_length": 2},
+        conditioned_inputs,
+        sample_of,
+        any_size=True,
+        legacy=False,
+        starts_silent=True,
+        known="condition_length",
+    ),
     "ControlNetModel": Case(CONTROLNET, controlnet_inputs, controls_of, legacy=False, starts_silent=True),
+    "MaskedTransformer": Case(
+        {**TOKENS, "token_shape": (2, 3, 2), "groups": 2, "dropout": 0.0},
+        grouped_inputs,
+        sample_of,
+        any_size=True,
+        legacy=False,
+        starts_silent=True,
+        known="num_class_embeds",
+    ),
     "UNet1D": Case(UNET_1D, sequence_inputs, sample_of, any_size=True, legacy=False, starts_silent=True),
     "UNet2DConditionModel": Case(CONDITION_UNET, text_inputs, sample_of, any_size=True, legacy=False),
     "UNet2DModel": Case(UNET, unet_inputs, sample_of),
@@ -268,7 +303,8 @@ def test_dtypes(name, dtype):
     model = build(name)
     full = run(name, model)
     cast = build(name).to(dtype)
-    out = run(name, cast, sample=CASES[name].inputs(2)["sample"].to(dtype))
+    sample = CASES[name].inputs(2)["sample"]
+    out = run(name, cast, sample=sample.to(dtype) if sample.is_floating_point() else sample)
     assert cast.dtype == out.dtype == dtype
     tolerance = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float64: 1e-4}[dtype]
     assert (out.to(full.dtype) - full).abs().max() < tolerance * full.abs().max()
@@ -334,8 +370,9 @@ def test_wrong_inputs_are_named(name):
 
 @every_model
 def test_unknown_arguments_are_named(name):
-    with pytest.raises(ConfigError, match="did you mean 'block_out_channels'"):
-        build(name, block_out_chanels=(8, 16))
+    known = CASES[name].known
+    with pytest.raises(ConfigError, match=f"did you mean '{known}'"):
+        build(name, **{known[:-2] + known[-1]: (8, 16)})
 
 
 @every_model

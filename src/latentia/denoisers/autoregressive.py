@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
+from latentia.core.arguments import check_count
 from latentia.core.config import register_to_config
-from latentia.denoisers.token_transformer import TokenOutput, TokenTransformer
+from latentia.denoisers.token_transformer import TokenOutput, TokenTransformer, check_codes
 from latentia.errors import ConfigError, InputError
 from latentia.nn.token_block import KeyValueMemory
 
@@ -42,12 +43,15 @@ class AutoregressiveTransformer(TokenTransformer):
     ) -> None:
         super().__init__()
         self._check_config()
+        check_count("condition_length", condition_length, least=0, error=ConfigError)
+        if condition_codes is not None:
+            check_count("condition_codes", condition_codes, error=ConfigError)
         if (condition_codes is None) != (condition_length == 0):
             raise ConfigError(
                 f"condition_codes={condition_codes} and condition_length={condition_length} belong together: give both "
                 "or neither"
             )
-        self._build(num_codes, 1 + condition_length + self.length, causal=True)
+        self._build(num_codes, condition_length + self.length, causal=True)  # nothing follows the last token
         self.start = nn.Parameter(torch.zeros(width)) if num_class_embeds is None else None
         self.conditions = None if condition_codes is None else nn.Embedding(condition_codes, width)
         self.head = nn.Linear(width, num_codes, bias=False)
@@ -98,14 +102,12 @@ class AutoregressiveTransformer(TokenTransformer):
             raise InputError(
                 f"condition has shape {tuple(condition.shape)}: expected ({batch}, {self.config.condition_length})"
             )
+        check_codes("condition", condition, self.config.condition_codes - 1)
         return torch.cat([first[:, None], self.conditions(condition)], 1)
 
-    def memory(self, batch: int) -> KeyValueMemory:
-        """An empty memory for `batch` sequences."""
-        c = self.config
-        return KeyValueMemory(
-            c.num_layers, batch, c.num_heads, len(self.places), c.width // c.num_heads, self.head.weight
-        )
+    def memory(self) -> KeyValueMemory:
+        """An empty memory for as many sequences as will be given first."""
+        return KeyValueMemory(self.config.num_layers, len(self.places))
 
     def next_logits(self, embedded: torch.Tensor, memory: KeyValueMemory) -> torch.Tensor:
         """Logits (B, K) of the token after `embedded` (B, n, C), which follows what `memory` holds.

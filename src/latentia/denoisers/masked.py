@@ -46,10 +46,6 @@ class MaskedTransformer(TokenTransformer):
         self.transform, self.transformed = nn.Linear(width, width), nn.LayerNorm(width)
         self.bias = nn.Parameter(torch.zeros(groups * num_codes))
         self._initialise()
-        nn.init.zeros_(self.bias)
-        self.register_buffer("offsets", torch.arange(groups) * (num_codes + 1), persistent=False)
-
-    offsets: torch.Tensor
 
     @property
     def mask_token(self) -> int:
@@ -66,7 +62,9 @@ class MaskedTransformer(TokenTransformer):
         """
         c = self.config
         flat = self._flat(sample, self.mask_token).view(len(sample), -1, c.groups)
-        x = self.tokens(flat + self.offsets).sum(2)  # (B, N, C)
+        if c.groups > 1:  # each of the q tokens has a table of its own
+            flat = flat + torch.arange(c.groups, device=flat.device) * (c.num_codes + 1)
+        x = self.tokens(flat).sum(2)  # (B, N, C)
         label = self._class(class_labels, len(sample))
         if label is not None:
             x = torch.cat([label[:, None], x], 1)

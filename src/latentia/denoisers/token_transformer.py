@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from latentia.core.arguments import check_counts
+from latentia.core.arguments import check_counts, check_number
 from latentia.core.model import ModelMixin
 from latentia.core.outputs import Output
 from latentia.errors import ConfigError, InputError
@@ -21,6 +21,16 @@ class TokenOutput(Output):
     """`sample` (B, *token_shape, K): logits of every token."""
 
     sample: torch.Tensor
+
+
+def check_codes(name: str, codes: torch.Tensor, highest: int) -> None:
+    """Raise `InputError` unless `codes` are int64 in 0 … `highest`; bounds only where that costs no wait for a GPU."""
+    if codes.dtype != torch.int64:
+        raise InputError(f"{name} are {codes.dtype}: expected torch.int64")
+    if codes.device.type == "cpu" and codes.numel():
+        low, high = (int(bound) for bound in codes.aminmax())
+        if low < 0 or high > highest:
+            raise InputError(f"{name} run from {low} to {high}: expected 0 to {highest}")
 
 
 class TokenTransformer(GradientCheckpointing, ModelMixin):
@@ -46,6 +56,8 @@ class TokenTransformer(GradientCheckpointing, ModelMixin):
         c = self.config
         sizes = ("num_codes", "token_shape", "width", "num_layers", "num_heads", *more)
         check_counts(c, sizes, optional=("num_class_embeds",))
+        check_number("dropout", c.dropout, 0.0, 1.0)
+        check_number("mlp_ratio", c.mlp_ratio, 0.0, open_low=True)
         if not c.token_shape:
             raise ConfigError("token_shape is empty: give the shape of one picture's tokens, such as (8, 8)")
 
@@ -68,12 +80,10 @@ class TokenTransformer(GradientCheckpointing, ModelMixin):
     def _flat(self, indices: torch.Tensor, highest: int) -> torch.Tensor:
         """(B, *token_shape) → (B, S), checked where that costs no wait for a GPU."""
         shape = tuple(self.config.token_shape)
-        if tuple(indices.shape[1:]) != shape or indices.is_floating_point():
-            raise InputError(f"tokens are {indices.dtype} {tuple(indices.shape)}: expected int64 of shape (B, *{shape})")
-        if indices.device.type == "cpu" and indices.numel():
-            low, high = (int(bound) for bound in indices.aminmax())
-            if low < 0 or high > highest:
-                raise InputError(f"tokens run from {low} to {high}: expected 0 to {highest}")
+        if tuple(indices.shape[1:]) != shape:
+            expected = ", ".join(map(str, shape))
+            raise InputError(f"tokens have shape {tuple(indices.shape)}: expected (batch, {expected})")
+        check_codes("tokens", indices, highest)
         return indices.flatten(1)
 
     def _class(self, class_labels: torch.Tensor | None, batch: int) -> torch.Tensor | None:
@@ -84,6 +94,7 @@ class TokenTransformer(GradientCheckpointing, ModelMixin):
         if self.classes is None or class_labels is None:
             return None
         if class_labels.shape != (batch,):
-            raise InputError(f"class_labels have shape {tuple(class_labels.shape)} for {batch} pictures")
+            raise InputError(f"class_labels have shape {tuple(class_labels.shape)}: expected ({batch},)")
+        check_codes("class_labels", class_labels, self.classes.num_embeddings - 1)
         embedded: torch.Tensor = self.classes(class_labels)
         return embedded

@@ -11,19 +11,25 @@ from latentia.nn.checkpointing import CheckpointedBlock
 class KeyValueMemory:
     """Keys and values of the positions seen so far, one pair of buffers a block; written in place, read as views.
 
+    Args:
+        blocks: how many blocks there are.
+        capacity: most positions that it holds.
+
     Attributes:
         length: positions held.
     """
 
-    def __init__(self, blocks: int, batch: int, heads: int, capacity: int, head_dim: int, like: torch.Tensor) -> None:
-        shape = (2, batch, heads, capacity, head_dim)
-        self.buffers = [like.new_empty(shape) for _ in range(blocks)]
-        self.length = 0
+    def __init__(self, blocks: int, capacity: int) -> None:
+        self.capacity, self.length = capacity, 0
+        self.buffers: list[torch.Tensor | None] = [None] * blocks
 
     def extend(self, block: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Append k, v (B, heads, n, d) of a block; all that it holds now. `advance` makes them count."""
-        end = self.length + k.shape[2]
+        batch, heads, count, width = k.shape
         buffer = self.buffers[block]
+        if buffer is None:  # only now dtype and device are known, under autocast too
+            buffer = self.buffers[block] = k.new_empty(2, batch, heads, self.capacity, width)
+        end = self.length + count
         buffer[0, :, :, self.length : end] = k
         buffer[1, :, :, self.length : end] = v
         return buffer[0, :, :, :end], buffer[1, :, :, :end]

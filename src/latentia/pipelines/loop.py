@@ -55,7 +55,7 @@ def sample_loop(
                 shown["pred_original_sample"] = stepped.pred_original_sample
             returned = callback(call, i, t, {name: shown[name] for name in wanted})
             latents = _replace(call, check_returned(returned), shown)
-        finite.see(latents, turn)
+        finite.see(latents if latents.is_floating_point() else output, turn)  # tokens are finite, come what may
         advance()
     call.check_cancelled()
     finite.check()

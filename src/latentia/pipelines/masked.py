@@ -1,6 +1,7 @@
 """MaskedPipeline: MaskGIT, all tokens at once in a few steps (Chang et al. 2022)."""
 
 import math
+from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
@@ -11,7 +12,7 @@ from latentia.errors import check_choice
 from latentia.pipelines.call import PipelineCall
 from latentia.pipelines.guidance import combine
 from latentia.pipelines.outputs import ImagePipelineOutput, Images
-from latentia.pipelines.request import SamplingOptions
+from latentia.pipelines.request import Request, SamplingOptions
 from latentia.pipelines.tokens import TokenPipeline
 from latentia.schedulers.masked import MaskedScheduler
 
@@ -53,7 +54,7 @@ class MaskedPipeline(TokenPipeline):
             temperature: of the guesses; None: the scheduler's.
             choice_temperature: noise in what counts as confident, fading over the rounds; None: the scheduler's.
             guidance_schedule: how the guidance scale s of round k of n comes about: `constant`; `linear`,
-                1 + (s − 1)k/n; `power_cosine`, 1 + (s − 1)(1 − cos π(k/n)³)/2 (TiTok).
+                1 + (s − 1)k/n; `power_cosine`, 1 + (s − 1)(1 − cos π(k/n)³)/2 (TiTok); k counts from 0.
             output_type: `pil`, `np` (B, H, W, C) in [0, 1], `pt` (B, C, H, W) in [0, 1], or `latent` (the tokens).
             return_dict: False returns `(images,)`.
             options: see `SamplingOptions`; logits are guided, l_∅ + s(l_c − l_∅).
@@ -63,20 +64,12 @@ class MaskedPipeline(TokenPipeline):
             Cancelled: interrupted by the callback or the cancel token; nothing was decoded.
         """
         check_choice("guidance_schedule", guidance_schedule, GUIDANCE)
-        self._check_options(options)
         step: dict[str, Any] = {"temperature": temperature, "choice_temperature": choice_temperature}
-        pipe = self if guidance_schedule == "constant" else self._with_schedule(guidance_schedule)
-        return pipe._generate(batch_size, generator, num_inference_steps, output_type, return_dict, step, options)
 
-    _guidance_schedule = "constant"
+        def complete(request: Request) -> Request:
+            return replace(request, notes={"guidance_schedule": guidance_schedule})
 
-    def _with_schedule(self, name: str) -> "MaskedPipeline":
-        """This pipeline for one call under another schedule; the parts are shared."""
-        import copy
-
-        pipe = copy.copy(self)
-        object.__setattr__(pipe, "_guidance_schedule", name)
-        return pipe
+        return self._draw(batch_size, generator, num_inference_steps, output_type, return_dict, step, options, complete)
 
     def _denoise(self, call: PipelineCall, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Logits (B, *token_shape, K), guided when the call is."""
@@ -90,4 +83,4 @@ class MaskedPipeline(TokenPipeline):
         """How much of the guidance acts in this round, 0 to 1."""
         r = call.step_index / call.num_timesteps
         shares = {"constant": 1.0, "linear": r, "power_cosine": (1 - math.cos(math.pi * r**POWER)) / 2}
-        return shares[self._guidance_schedule]
+        return shares[call.guidance_schedule]

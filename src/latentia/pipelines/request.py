@@ -50,6 +50,7 @@ class Request:
         shape: of one sample, (C, H, W), or of a picture's tokens.
         tensors: conditions by name, one row per picture; callbacks may ask for them.
         guidance: keywords of `PipelineCall`.
+        notes: what else the call carries for its pipeline's hooks, as attributes.
     """
 
     batch: int
@@ -65,6 +66,7 @@ class Request:
     wanted: tuple[str, ...]
     cancel: CancelToken | None
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     def chunks(self) -> Iterator[slice]:
         """Consecutive rows of at most `max_batch`."""

@@ -16,6 +16,7 @@ from latentia.pipelines.outputs import Images, join
 from latentia.pipelines.pipeline import DiffusionPipeline
 from latentia.pipelines.request import Request
 from latentia.schedulers.flow_match_euler import FlowMatchEulerDiscreteScheduler
+from latentia.schedulers.tokens import TokenScheduler
 
 
 class SamplingPipeline(DiffusionPipeline):
@@ -28,6 +29,8 @@ class SamplingPipeline(DiffusionPipeline):
 
     denoisers: ClassVar[tuple[str, ...]] = ("unet",)
     """Components that run in every step."""
+    families: ClassVar[tuple[str, ...]] = ("diffusion", "flow matching")
+    """Families of schedulers that it can sample by."""
     unet: Any
     scheduler: Any
 
@@ -53,7 +56,7 @@ class SamplingPipeline(DiffusionPipeline):
         start = self._first_step(request, scheduler)
         if start:
             scheduler.set_begin_index(start)
-        return PipelineCall(
+        call = PipelineCall(
             self,
             scheduler,
             timesteps=scheduler.timesteps[start:],
@@ -61,6 +64,8 @@ class SamplingPipeline(DiffusionPipeline):
             cancel=request.cancel,
             **request.guidance,
         )
+        vars(call).update(request.notes)
+        return call
 
     def _run(self, request: Request, call: PipelineCall, rows: slice, advance: Any) -> Images:
         """Noise → latents → pictures for the rows of one chunk."""
@@ -85,6 +90,11 @@ class SamplingPipeline(DiffusionPipeline):
     def _check_component(self, name: str, value: Any) -> None:
         super()._check_component(name, value)
         before = vars(self).get(name)
+        if name == "scheduler" and family_of(value) not in self.families:
+            raise InputError(
+                f"{type(self).__name__} takes a scheduler of {' or '.join(self.families)}; {type(value).__name__} is "
+                f"one of {family_of(value)}"
+            )
         if name == "scheduler" and before is not None and family_of(before) != family_of(value):
             raise InputError(
                 f"{type(value).__name__} is of the {family_of(value)} family, but this network was trained with a "
@@ -129,5 +139,7 @@ class SamplingPipeline(DiffusionPipeline):
 
 
 def family_of(scheduler: Any) -> str:
-    """`diffusion` or `flow matching`; schedulers of one family may be swapped."""
+    """`diffusion`, `flow matching` or `tokens`; schedulers of one family may be swapped."""
+    if isinstance(scheduler, TokenScheduler):
+        return "tokens"
     return "flow matching" if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) else "diffusion"

@@ -240,8 +240,15 @@ def pdiff_tasks() -> TaskDiffusion:
     """Generate networks for tasks that none was trained on, and find out whether more than the head is generated.
 
     Command: latentia train pdiff-tasks --out runs/tasks
-    Cost:    about 200 CPU-seconds
-    Expect:  TODO 0
+    Cost:    about 300 CPU-seconds on one CPU core: three runs of two widths, with all controls.
+    Expect:  (three runs, 40 held-out tasks each, mean ± spread over runs) With 4 hidden units generated networks are
+             right on 87.2 ± 0.4 % of the test images, networks trained on the tasks on 88.9 ± 0.1 %, heads alone on a
+             shared trunk 71.8 ± 3.7 %, the best that any head reaches there; linear regression of weights 84.2 ± 1.8 %,
+             kernel regression 87.5 ± 0.4 %, the nearest training task 81.1 ± 0.4 %, chance 61.7 %. So whole networks
+             are worth having (+15.5 ± 2.0 points over heads) and more than linear (+3.0 ± 0.8), but kernel regression
+             gives them too (-0.3 ± 0.2). With 16 hidden units heads alone are enough: 91.3 ± 1.5 % against 90.4 ± 0.5 %
+             (kernel regression 91.8 ± 0.1 %, trained 92.8 ± 0.5 %). Networks generated for one task lie 0.04 to 0.3
+             times as far apart as trained ones: the generator has learnt a function of the task, hardly a spread.
     """
     return TaskDiffusion(
         name="pdiff-tasks",

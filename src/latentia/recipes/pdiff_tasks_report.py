@@ -39,9 +39,10 @@ def write_report(
         f"A task is a code of ten numbers: {what(recipe)}. For each of {trained} tasks {recipe.tasks.per_task} small "
         f"networks learn {recipe.task.train} noisy digits, all from one initialisation. An autoencoder compresses "
         "their weights, and a diffusion model learns the latents, told the code. "
-        f"{held} tasks were held out, each together with its opposite, whose network only swaps the outputs; for "
+        f"{held} tasks were held out, opposites together, whose networks are the same but for swapped outputs; for "
         f"these {recipe.drawn.samples} networks each are generated from the code alone and judged on test images. "
-        f"All of it was done {recipe.runs} times under other seeds, with other tasks held out.",
+        f"All of it was done {recipe.runs} times under other seeds, with other tasks held out. "
+        "The recipe's own settings were found on the held-out tasks of a seed that is none of these.",
         "A head is linear in what it separates, so a generator may look able to solve new tasks while it only "
         "combines heads on a trunk that serves all of them. Two widths tell the cases apart: a wide trunk serves all "
         "tasks at once, a narrow one has to be made for its task.",
@@ -67,7 +68,7 @@ def what(recipe: TaskDiffusion) -> str:
     """What a code asks."""
     if recipe.tasks.kind == "pair":
         return "which of two digits is it, one +1 and one −1, of images of these two alone"
-    return "+1 for the digits of a subset, −1 for the others; is the digit one of the subset?"
+    return "is the digit one of a subset, +1 for its digits, −1 for the others"
 
 
 def tell_setting(page: StudyPage, setting: TaskSetting) -> None:

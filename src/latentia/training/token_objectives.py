@@ -1,13 +1,14 @@
 """The objectives of priors over tokens: predict the next one, or the masked ones."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from latentia.core.arguments import check_number
-from latentia.core.protocols import Batch, TokenCodec
+from latentia.core.evaluating import evaluating
+from latentia.core.protocols import Batch, Dataset, TokenCodec
 from latentia.data.dataset import TensorDataset
 from latentia.denoisers.autoregressive import AutoregressiveTransformer
 from latentia.denoisers.masked import MaskedTransformer
@@ -44,12 +45,16 @@ class TokenObjective(Objective):
         dropped = torch.rand(len(labels), device=labels.device) < self.label_dropout
         return labels.masked_fill(dropped, embeds - 1)
 
-    def entropy(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """−log p of every token, in nats, shape of `tokens`; smoothed as asked."""
-        flat = F.cross_entropy(
-            logits.float().flatten(0, -2), tokens.flatten(), reduction="none", label_smoothing=self.label_smoothing
-        )
-        return flat.view(tokens.shape)
+    def nats(self, logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is minimised, and −log p, of every token: two tensors of the shape of `tokens`, the second detached.
+
+        They differ by label smoothing, (1 − ε)(−log p) + ε·mean over codes of (−log p), Szegedy et al. 2016.
+        """
+        log_p = logits.float().log_softmax(-1)
+        plain = -log_p.gather(-1, tokens[..., None])[..., 0]
+        if not self.label_smoothing:
+            return plain, plain.detach()
+        return torch.lerp(plain, -log_p.mean(-1), self.label_smoothing), plain.detach()
 
 
 class AutoregressiveObjective(TokenObjective):
@@ -82,15 +87,15 @@ class AutoregressiveObjective(TokenObjective):
 
     def forward(self, batch: Batch, turn: str = "main", step: int = 0) -> Loss:
         """See the class."""
-        tokens, shown = take(batch, "tokens"), take(batch, "tokens")
+        tokens = shown = take(batch, "tokens")
         if self.corruption:
             other = torch.randint_like(tokens, self.transformer.config.num_codes)
             shown = torch.where(torch.rand(tokens.shape, device=tokens.device) < self.corruption, other, tokens)
         condition = take(batch, "condition") if self.transformer.config.condition_length else None
         logits = self.transformer(shown, self.labels(batch), condition).sample
-        nats = self.entropy(logits, tokens)
+        minimised, nats = self.nats(logits, tokens)
         hits = (logits.detach().argmax(-1) == tokens).float().mean()
-        return Loss(nats.mean(), {"bits": nats.detach().mean() / math.log(2), "hits": hits})
+        return Loss(minimised.mean(), {"bits": nats.mean() / math.log(2), "hits": hits})
 
 
 class MaskedObjective(TokenObjective):
@@ -134,27 +139,58 @@ class MaskedObjective(TokenObjective):
         times = (1 - torch.rand(len(tokens), device=tokens.device)) * self.scheduler.config.num_train_timesteps
         shown = self.scheduler.add_noise(tokens, torch.rand(tokens.shape, device=tokens.device), times)
         logits = self.transformer(shown, self.labels(batch)).sample
-        nats = self.entropy(logits, tokens)
+        minimised, nats = self.nats(logits, tokens)
         masked = (shown != tokens).to(nats.dtype)
         weight = masked + self.unmasked_weight * (1 - masked)
-        total = (nats * weight).sum() / weight.sum()
-        bits = (nats.detach() * masked).sum() / masked.sum() / math.log(2)
+        total = (minimised * weight).sum() / weight.sum()
+        bits = (nats * masked).sum() / masked.sum() / math.log(2)
         hits = ((logits.detach().argmax(-1) == tokens).to(nats.dtype) * masked).sum() / masked.sum()
         return Loss(total, {"bits": bits, "hits": hits})
 
 
 @torch.no_grad()
-def token_cache(codec: TokenCodec, images: Any, batch_size: int = 64) -> TensorDataset:
-    """Every picture of a data set as `tokens`, with its `label` if it has one; encoded once, in evaluation mode."""
-    from latentia.core.evaluating import evaluating
+def token_cache(
+    codec: TokenCodec,
+    images: Dataset,
+    batch_size: int = 64,
+    condition: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> TensorDataset:
+    """Every picture of a data set as `tokens`, encoded once, in evaluation mode; all else is kept, on the CPU.
 
-    assert isinstance(codec, torch.nn.Module)
+    Args:
+        codec: on its own device.
+        images: batches with `x` (B, C, H, W) in [-1, 1].
+        batch_size: pictures encoded at once; changes nothing but speed and memory.
+        condition: makes `condition` (B, ...) int64 → (B, condition_length) of the batches' `condition`: `to_tokens`
+            of a codec of segmentation maps, or a function on `label_map_tokens`.
+
+    Raises `InputError` for a codec without parameters and an empty data set.
+    """
+    if not isinstance(codec, torch.nn.Module) or not len(images):
+        raise InputError(f"needs a codec and pictures, got a {type(codec).__name__} and {len(images)} pictures")
     like = next(codec.parameters())
     columns: dict[str, list[torch.Tensor]] = {}
     with evaluating([codec]):
         for start in range(0, len(images), batch_size):
             batch = dict(images.batch(range(start, min(start + batch_size, len(images)))))
-            tokens = codec.to_tokens(batch.pop("x").to(like.device, like.dtype)).cpu()
-            for name, column in {"tokens": tokens, **batch}.items():
-                columns.setdefault(name, []).append(column)
+            batch["tokens"] = codec.to_tokens(batch.pop("x").to(like.device, like.dtype))
+            if condition is not None:
+                batch["condition"] = condition(take(batch, "condition")).flatten(1)
+            for name, column in batch.items():
+                columns.setdefault(name, []).append(column.cpu())
     return TensorDataset({name: torch.cat(parts) for name, parts in columns.items()})
+
+
+def label_map_tokens(maps: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Segmentation maps (B, H, W) int64 → (B, rows·columns): the label that fills most of each cell.
+
+    The least of several that fill as much. Raises `InputError` unless rows divide H and columns divide W.
+    """
+    if maps.ndim != 3 or maps.dtype != torch.int64:
+        raise InputError(f"maps are {maps.dtype} {tuple(maps.shape)}: expected int64 (batch, height, width)")
+    batch, height, width = maps.shape
+    if rows < 1 or columns < 1 or height % rows or width % columns:
+        raise InputError(f"maps of {height}×{width} do not divide into {rows}×{columns} cells: resize them first")
+    cells = maps.view(batch, rows, height // rows, columns, width // columns)
+    flat = cells.transpose(2, 3).reshape(batch, rows * columns, -1)
+    return flat.mode(-1).values
