@@ -73,7 +73,7 @@ def test_r1_of_a_linear_judge_is_half_its_squared_length():
     judge = nn.Linear(12, 1)
     x = torch.randn(5, 3, 2, 2)
     penalty = r1_penalty(lambda v: judge(v.flatten(1)), x)
-    assert float(penalty) == pytest.approx(0.5 * float(judge.weight.square().sum()), rel=1e-5)
+    assert float(penalty.detach()) == pytest.approx(0.5 * float(judge.weight.detach().square().sum()), rel=1e-5)
     penalty.backward()
     assert torch.allclose(judge.weight.grad, judge.weight, atol=1e-6)
 

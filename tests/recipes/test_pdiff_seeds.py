@@ -19,7 +19,7 @@ from latentia.recipes.run import run_recipe
 
 TINY = [
     *("steps=3", "batch_size=4", "unet.channels=16,", "log_every=1", "device=cpu", "task.train=64", "width=4"),
-    *("seeds=6", "fitting.epochs=1", "codec.codes=3", "codec.steps=2", "codec.batch_size=3", "codec.width=16"),
+    *("seeds=6", "fitting.epochs=1", "codec.told=3", "codec.steps=2", "codec.batch_size=3", "codec.width=16"),
     *("codec.num_images=8", "samples=4", "sampling_steps=4", "plain.steps=2", "plain.codec.steps=2"),
 ]
 
@@ -115,8 +115,8 @@ def test_runs_have_other_networks():
 
 
 def test_too_many_codes_are_refused():
-    with pytest.raises(InputError, match=r"codec\.codes=200 need more networks than seeds=200"):
-        override(pdiff_seeds(), ["codec.codes=200"])
+    with pytest.raises(InputError, match=r"codec\.told=150 needs more networks than seeds=150"):
+        override(pdiff_seeds(), ["codec.told=150"])
 
 
 def test_the_dry_run_counts_all_three():

@@ -14,7 +14,7 @@ TINY = [
     *("steps=3", "batch_size=4", "codec.steps=3", "codec.batch_size=4", "unet.channels=8,", "log_every=1"),
     *("originals.count=6", "originals.main.epochs=1", "originals.skip=0", "task.train=64", "samples=4"),
     *("sampling_steps=4", "device=cpu", "runs=1", "norms=false", "sweep=1,3,6", "seeds=4", "seed_epochs=1"),
-    *("seed_codec.codes=2", "seed_codec.steps=2", "seed_codec.batch_size=2", "seed_codec.width=16", "seed_steps=2"),
+    *("seed_codec.told=2", "seed_codec.steps=2", "seed_codec.batch_size=2", "seed_codec.width=16", "seed_steps=2"),
 ]
 
 

@@ -20,7 +20,7 @@ from latentia.recipes.run import run_recipe
 TINY = [
     "steps=3",
     "batch_size=4",
-    "codec.channels=4,4,8",
+    "codec.channels=8,",
     "codec.groups=4",
     "codec.codes=16",
     "codec.latent_channels=8",

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from latentia.recipes.parts import Average, Optim
 from latentia.recipes.recipe import Bench, Recipe, Value, use_average
@@ -89,6 +89,8 @@ class CodecGAN(Recipe):
     image_size: PositiveInt = Field(description="side of a picture (a tile) in pixels")
     image_channels: PositiveInt = Field(default=3, description="1 (grey) or 3 (RGB)")
     flip: bool = Field(default=False, description="mirror each picture with probability one half")
+    stride: PositiveInt = Field(default=1, description="pixels between the tiles of training photographs")
+    scales: tuple[PositiveFloat, ...] = Field(default=(1.0, 0.5), description="sizes of the training photographs")
     loss: Literal["l1", "l2", "huber"] = Field(default="l1", description="reconstruction error")
     reduction: Literal["sum", "mean"] = Field(default="mean", description="over a picture's elements; LDM sums")
     perceptual: Perceptual = Field(default=Perceptual(), description="perceptual distance")
@@ -105,14 +107,13 @@ class CodecGAN(Recipe):
         return {}
 
     def images(self, split: str = "train") -> Dataset:
-        """The pictures; training photographs are cut into overlapping tiles, in full and in half size."""
+        """The pictures; training photographs are cut into overlapping tiles, at several sizes."""
         from latentia.recipes.sources import MirroredDataset, open_data
 
-        if self.data == "photos":
+        if self.data == "photos" and split == "train":
             from latentia.data.photos import photos
 
-            stride = max(1, self.image_size // (8 if split == "train" else 2))
-            found: Dataset = photos(split, self.image_size, stride, scales=(1.0, 0.5), channels=self.image_channels)
+            found: Dataset = photos(split, self.image_size, self.stride, self.scales, self.image_channels)
         else:
             found = open_data(self.data, split, self.image_size, self.image_channels)
         return MirroredDataset(found) if self.flip and split == "train" else found

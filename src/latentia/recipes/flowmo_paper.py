@@ -1,11 +1,11 @@
 """`flowmo-lo`, `flowmo-hi` and `flowmo-small`: the models of Sargent et al. 2025 on ImageNet 256×256."""
 
-from typing import Any
-
 from latentia.recipes.codec_gan import Perceptual
 from latentia.recipes.flowmo import FlowMoRecipe
 from latentia.recipes.flowmo_parts import PostTraining, Sizes, Tower
 from latentia.recipes.parts import Average, Optim
+
+PUBLISHED_1B = PostTraining(steps=25_000, batch_size=64, accumulate=2)
 
 
 def flowmo_lo() -> FlowMoRecipe:
@@ -51,7 +51,7 @@ def flowmo_small() -> FlowMoRecipe:
     return paper("flowmo-small", 400_000, sizes, post=PostTraining(steps=0))
 
 
-def paper(name: str, steps: int, sizes: Sizes, **changes: Any) -> FlowMoRecipe:
+def paper(name: str, steps: int, sizes: Sizes, post: PostTraining = PUBLISHED_1B) -> FlowMoRecipe:
     """What the three have in common; `steps` are those of both parts of stage 1A."""
     optim = Optim(lr=1e-4, betas=(0.9, 0.95), clip=None)
     joint = 200_000
@@ -63,6 +63,7 @@ def paper(name: str, steps: int, sizes: Sizes, **changes: Any) -> FlowMoRecipe:
         steps=joint,
         frozen_steps=steps - joint,
         batch_size=128,
+        accumulate=2,
         perceptual=Perceptual(kind="lpips-vgg", weight=0.1),
         optim=optim,
         ema=Average(decay=0.9999),
@@ -70,5 +71,5 @@ def paper(name: str, steps: int, sizes: Sizes, **changes: Any) -> FlowMoRecipe:
         save_every=5000,
         log_every=100,
         preview_every=10_000,
-        **changes,
+        post=post,
     )

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat
 
 from latentia.recipes.codec_gan import Adversary, CodecGAN, Perceptual
 from latentia.recipes.parts import KLCodec
-from latentia.recipes.vqgan import VQGAN, VQCodec, first_stage_optim
+from latentia.recipes.vqgan import PaperVQGAN, VQCodec, first_stage_optim
 
 
 class KLFirstStage(CodecGAN):
@@ -57,7 +57,7 @@ def ldm_kl_f8() -> KLFirstStage:
     )
 
 
-def ldm_vq_f4() -> VQGAN:
+def ldm_vq_f4() -> PaperVQGAN:
     """LDM's VQ-autoencoder f = 4 on 256×256 crops (K = 8192, d = 3), the first stage of LDM-4: 55,322,782 parameters.
 
     Command: latentia train ldm-vq-f4 data=FOLDER perceptual.weights=VGG16,LPIPS_VGG --out runs/ldm-vq-f4
@@ -68,7 +68,7 @@ def ldm_vq_f4() -> VQGAN:
 
     Source: models/first_stage_models/vq-f4 of the authors (533,066 steps, lr 4.5e-6 a sample) and table 8 of the paper.
     """
-    return VQGAN(
+    return PaperVQGAN(
         name="ldm-vq-f4",
         data="openimages",
         image_size=256,

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -81,6 +81,8 @@ class PaperCodec(ParameterCodec):
 
 class PDiffPaper(NetworkDiffusion):
     """One of the paper's classifiers on one of its data sets, with every control beside it."""
+
+    beside: ClassVar[tuple[str, ...]] = ("originals", "collecting", "judging")
 
     architecture: ArchitectureName = Field(description="the classifier")
     dataset: DatasetName = Field(default="cifar100", description="what it classifies")

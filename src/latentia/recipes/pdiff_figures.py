@@ -175,11 +175,11 @@ def novelty_curve(curves: Sequence[Mapping[str, Any]], generated: str = "p-diff"
         for name in names
     }
     points = [point for group in sets.values() for point in group]
-    near = [max(y for _, y in points) - 3 * (max(y for _, y in points) - min(y for _, y in points)) - 1.0, 0.0]
+    edge = 1.2 * max(x for x, _ in points)
     panels = []
     for shown, caption in (
         (noise, f"{HERE}: noise of {NOISE_FROM} to {NOISE_TO} spreads"),
-        ([mark for mark in noise if mark[1] >= near[0]], "The same, near the networks in question"),
+        ([mark for mark in noise if mark[0] <= edge], "The same, near the networks in question"),
     ):
         x, y = (Axis.of([mark[i] for mark in [*shown, *points]]) for i in (0, 1))
         plot = Plot(x, y, "novelty: 1 − similarity to the nearest original", "mean accuracy, %", 400)

@@ -15,7 +15,7 @@ def pdiff_resnet18_cifar100() -> PDiffPaper:
     """The article's own experiment: ResNet-18 on CIFAR-100 at 32 pixels, K = 200 by SGD, D = 2,048.
 
     Command: latentia train pdiff-resnet18-cifar100 --out runs/pdiff-resnet18-cifar100
-    Cost:    1 to 3 hours on one A100 by the article, data included; --dry-run says what here.
+    Cost:    1 to 3 hours on one A100 by the article, data included; on CPU cores days, --dry-run says how many.
     Expect:  76.7 original, 76.7 average of the weights, 76.9 p-diff (best of 100, first edition, table 1); mean of the
              generated networks 72.4, four points below the originals' (table 2).
 
@@ -33,7 +33,7 @@ def pdiff_resnet18() -> PDiffPaper:
     """ResNet-18 at 224 pixels, pretrained: K = 300 by AdamW, last two BatchNorm layers, D = 2,048.
 
     Command: latentia train pdiff-resnet18 dataset=cifar100 --out runs/pdiff-resnet18
-    Cost:    1 to 3 hours on one A100 by the paper; --dry-run says what here.
+    Cost:    1 to 3 hours on one A100 by the paper; on CPU cores days, --dry-run says how many.
     Expect:  CIFAR-100 77.4/77.7/77.9, STL-10 95.1/95.1/95.2, Flowers 80.1/79.2/79.7, Pets 89.0/88.8/89.1,
              Food-101 79.1/79.4/79.4, ImageNet 69.5/70.3/70.4 (third edition, table 1); its logs say 77.15/-/77.55 for
              CIFAR-100, and means of 76.72 and 77.24.
@@ -45,7 +45,7 @@ def pdiff_resnet50() -> PDiffPaper:
     """ResNet-50 at 224 pixels, pretrained: K = 300 by AdamW, last two BatchNorm layers, D = 5,120.
 
     Command: latentia train pdiff-resnet50 dataset=cifar100 --out runs/pdiff-resnet50
-    Cost:    1 to 3 hours on one A100 by the paper; --dry-run says what here.
+    Cost:    1 to 3 hours on one A100 by the paper; on CPU cores days, --dry-run says how many.
     Expect:  CIFAR-100 78.4/78.6/78.7, STL-10 97.0/96.9/97.1, Flowers 85.9/85.8/86.1, Pets 92.6/92.1/92.5,
              Food-101 80.4/80.0/80.1, ImageNet 78.3/78.5/78.5 (third edition, table 1).
     """
@@ -56,7 +56,7 @@ def pdiff_vit_tiny() -> PDiffPaper:
     """ViT-Tiny at 224 pixels, pretrained: K = 300 by AdamW, last block's second LayerNorm and the final one, D = 768.
 
     Command: latentia train pdiff-vit-tiny dataset=cifar100 --out runs/pdiff-vit-tiny
-    Cost:    1 to 3 hours on one A100 by the paper; --dry-run says what here.
+    Cost:    1 to 3 hours on one A100 by the paper; on CPU cores days, --dry-run says how many.
     Expect:  CIFAR-100 86.7/86.4/86.7, STL-10 97.8/97.6/97.7, Flowers 87.6/87.5/87.6, Pets 90.5/89.9/90.4,
              Food-101 87.4/87.4/87.5, ImageNet 75.2/75.4/75.4 (third edition, table 1).
     """
@@ -67,7 +67,7 @@ def pdiff_vit_base() -> PDiffPaper:
     """ViT-Base at 224 pixels, pretrained: K = 300 by AdamW, last block's second LayerNorm and the final one, D = 3,072.
 
     Command: latentia train pdiff-vit-base dataset=cifar100 --out runs/pdiff-vit-base
-    Cost:    1 to 3 hours on one A100 by the paper; --dry-run says what here.
+    Cost:    1 to 3 hours on one A100 by the paper; on CPU cores days, --dry-run says how many.
     Expect:  CIFAR-100 91.2/91.1/91.2, STL-10 99.1/99.1/99.1, Flowers 98.1/98.0/98.2, Pets 94.1/94.1/94.4,
              Food-101 91.3/91.2/91.2, ImageNet 85.1/85.1/85.1 (third edition, table 1).
     """
@@ -78,7 +78,7 @@ def pdiff_convnext_tiny() -> PDiffPaper:
     """ConvNeXt-Tiny at 224 pixels, pretrained: K = 300 by AdamW, last block's LayerNorm and the final one, D = 3,072.
 
     Command: latentia train pdiff-convnext-tiny dataset=cifar100 --out runs/pdiff-convnext-tiny
-    Cost:    1 to 3 hours on one A100 by the paper; --dry-run says what here.
+    Cost:    1 to 3 hours on one A100 by the paper; on CPU cores days, --dry-run says how many.
     Expect:  CIFAR-100 89.8/89.6/89.8, STL-10 99.1/98.9/99.0, Flowers 98.2/98.2/98.3, Pets 94.2/93.7/93.9,
              Food-101 91.6/91.5/91.6, ImageNet 83.4/83.7/83.7 (third edition, table 1).
     """
@@ -89,7 +89,7 @@ def pdiff_convnext_base() -> PDiffPaper:
     """ConvNeXt-Base at 224 pixels, pretrained: K = 300 by AdamW, last block's LayerNorm and the final one, D = 4,096.
 
     Command: latentia train pdiff-convnext-base dataset=cifar100 --out runs/pdiff-convnext-base
-    Cost:    1 to 3 hours on one A100 by the paper; --dry-run says what here.
+    Cost:    1 to 3 hours on one A100 by the paper; on CPU cores days, --dry-run says how many.
     Expect:  CIFAR-100 93.2/93.1/93.2, STL-10 99.7/99.6/99.7, Flowers 99.5/99.5/99.5, Pets 95.2/94.7/95.0,
              Food-101 92.8/92.9/93.0, ImageNet 85.1/85.3/85.3 (third edition, table 1).
     """

@@ -5,7 +5,6 @@ networks of many seeds ─▶ matched ─▶ codes by tokens, judged by behaviou
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from latentia.recipes.parts import Average, Fraction, Noise, Optim
 from latentia.recipes.pdiff_parts import Fitting, LatentUNet, NoisyDigits, ParameterCodec
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
     from latentia.methods.pdiff.checkpoints import Checkpoints
     from latentia.methods.pdiff.layout import ParameterLayout
-    from latentia.methods.pdiff.normalise import Whitener
     from latentia.methods.pdiff.pipeline import ParameterDiffusionPipeline
     from latentia.methods.pdiff.token_codec import ParameterTokenCodec
     from latentia.recipes.pdiff import ParameterDiffusion
@@ -40,16 +38,16 @@ SIZES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"convnet3": {"width": 16}, "mlp3": {}, "resnet": {"width": 8, "blocks": (1, 1)}}
 )
 """About 5,000 parameters each: 5,450, 4,785 and 5,122."""
-CODES: Mapping[str, int] = MappingProxyType({"convnet3": 20, "mlp3": 20, "resnet": 40})
-SPREADS: Mapping[str, float] = MappingProxyType({"convnet3": 1.15, "mlp3": 1.25, "resnet": 1.25})
-"""Found on training images that no network was fitted to: there generated networks are as new as the originals."""
+RESTS: Mapping[str, float] = MappingProxyType({"convnet3": 0.2, "mlp3": 0.35, "resnet": 0.4})
+"""Found on training images that no network was fitted to: there generated networks are newer than the originals."""
 
 
 class TokenCodec(Value):
     """The codec of whole networks (`ParameterTokenCodec`) and the phase that trains it on behaviour."""
 
-    codes: PositiveInt | None = Field(
-        default=None, description="numbers in a network's code; none for 20, of a resnet 40"
+    told: PositiveInt = Field(default=20, description="components of a code that its decoder is told")
+    rest: Fraction | None = Field(
+        default=None, description="share in which the others stay: more is newer, less accurate; none for the network's"
     )
     token_size: PositiveInt = Field(default=144, description="parameters in one token; 144 is a filter of 16 × 3 × 3")
     width: PositiveInt = Field(default=64, description="width of the transformer over tokens")
@@ -59,18 +57,24 @@ class TokenCodec(Value):
     structure: NonNegativeFloat = Field(default=0.001, description="weight of the correction's size in the loss")
     num_images: PositiveInt = Field(default=64, description="images on which behaviour is compared in one step")
     image_noise: NonNegativeFloat = Field(default=0.1, description="standard deviation of the noise added to them")
-    steps: PositiveInt = Field(default=1600, description="optimizer steps of the codec's phase")
+    steps: PositiveInt = Field(default=1800, description="optimizer steps of the codec's phase")
     batch_size: PositiveInt = Field(default=8, description="networks in one optimizer step, over all processes")
     optim: Optim = Field(
         default=Optim(lr=4e-3, schedule="linear", warmup=20, weight_decay=0.01), description="optimizer of the codec"
     )
 
-    def build(self, shapes: tuple[tuple[int, ...], ...], codes: int) -> ParameterTokenCodec:
+    def build(self, shapes: tuple[tuple[int, ...], ...], codes: int, rest: float) -> ParameterTokenCodec:
         """The codec with `codes` codes for networks with tensors of these shapes."""
         from latentia.methods.pdiff.token_codec import ParameterTokenCodec
 
         return ParameterTokenCodec(
-            shapes, num_codes=codes, token_size=self.token_size, width=self.width, num_layers=self.layers
+            shapes,
+            num_codes=codes,
+            token_size=self.token_size,
+            width=self.width,
+            num_layers=self.layers,
+            num_told=self.told,
+            rest=rest if self.rest is None else self.rest,
         )
 
     def objective(self) -> dict[str, Any]:
@@ -94,20 +98,18 @@ class SeedDiffusion(Recipe):
     task: NoisyDigits = Field(default=NoisyDigits(), description="what the small networks learn")
     network: Literal["convnet3", "mlp3", "resnet"] = Field(default="convnet3", description="the architecture")
     width: PositiveInt | None = Field(default=None, description="of a convnet3 or resnet; none for 16 and 8")
-    seeds: Annotated[int, Field(ge=3)] = Field(default=200, description="networks to imitate, each from its own seed")
+    seeds: Annotated[int, Field(ge=3)] = Field(default=150, description="networks to imitate, each from its own seed")
     fitting: Fitting = Field(
         default=Fitting(lr=6e-3, epochs=20, batch_size=64, weight_decay=0.5), description="training of each of them"
     )
     codec: TokenCodec = Field(default=TokenCodec(), description="the codec of whole networks")
     unet: LatentUNet = Field(
-        default=LatentUNet(kernel_size=1, downsample=False, positions=False), description="the denoiser of codes"
+        default=LatentUNet(channels=(128, 128), kernel_size=1, downsample=False, positions=False),
+        description="the denoiser of codes",
     )
     noise: Noise = Field(default=Noise(), description="the diffusion process")
     optim: Optim = Field(default=Optim(), description="optimizer of the UNet")
     ema: Average = Field(default=Average(), description="average of the UNet's weights")
-    spread: PositiveFloat | None = Field(
-        default=None, description="how far from their mean codes are drawn: above 1 newer, less accurate; none for own"
-    )
     samples: Annotated[int, Field(ge=2)] = Field(default=100, description="networks that are generated and judged")
     sampling_steps: PositiveInt = Field(default=250, description="steps of the ancestral sampler")
     runs: PositiveInt = Field(default=3, description="times that all is done anew, other networks included")
@@ -115,8 +117,8 @@ class SeedDiffusion(Recipe):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
-        if self.codes >= self.seeds:
-            raise ValueError(f"codec.codes={self.codes} need more networks than seeds={self.seeds}: lower them")
+        if self.codec.told > self.codes:
+            raise ValueError(f"codec.told={self.codec.told} needs more networks than seeds={self.seeds}: lower it")
         if self.sampling_steps > self.noise.num_train_timesteps:
             raise ValueError(
                 f"sampling_steps={self.sampling_steps} is more than noise.num_train_timesteps="
@@ -126,8 +128,8 @@ class SeedDiffusion(Recipe):
 
     @property
     def codes(self) -> int:
-        """r, numbers in a network's code."""
-        return self.codec.codes or CODES[self.network]
+        """Numbers in a network's code: as many components as the networks have."""
+        return self.seeds - 1
 
     def sizes(self) -> dict[str, Any]:
         """What `networks.build` is told beside the name."""
@@ -182,7 +184,7 @@ class SeedDiffusion(Recipe):
 
         originals, matched = self.checkpoints(bench), self.matched(bench)
         layout = originals.layout
-        codec = bench.keep("codec", self.codec.build(layout.shapes, self.codes))
+        codec = bench.keep("codec", self.codec.build(layout.shapes, self.codes, RESTS[self.network]))
         bench.keep("codes", codec.fit(matched))
         images = self.task.build().fit[0]
         return Phase(
@@ -227,19 +229,13 @@ class SeedDiffusion(Recipe):
             originals.layout,
             originals.base,
             Standardiser(originals.layout.size, "none"),
-            self.widened(parts["whitener"]),
+            parts["whitener"],
             measuring=None if images is None else (self.network, self.sizes(), images),
         )
         codec, unet = (parts[name].cpu().requires_grad_(False).eval() for name in ("codec", "unet"))
         pipe = ParameterDiffusionPipeline(codec, unet, parts["scheduler"], template)
         pipe.set_progress_bar_config(disable=True)
         return pipe
-
-    def widened(self, whitener: Whitener) -> Whitener:
-        """The whitener under which standard normal codes lie `spread` times as far from their mean."""
-        wide = copy.deepcopy(whitener)
-        wide.scale.mul_(self.spread or SPREADS[self.network])
-        return wide
 
     def measuring_images(self) -> torch.Tensor | None:
         """Images on which BatchNorm's statistics are measured anew; None where there is no BatchNorm."""
@@ -308,7 +304,7 @@ class SeedDiffusion(Recipe):
         return [
             Work("codec", self.network, self.build, images, seen, fitted, fitted),
             Work(
-                *("codec", "codec", partial(codec.build, layout.shapes, self.codes), codes),
+                *("codec", "codec", partial(codec.build, layout.shapes, self.codes, RESTS[self.network]), codes),
                 *(codec.steps * codec.batch_size, codec.batch_size, codec.batch_size),
                 call=decode_only,
             ),

@@ -50,7 +50,7 @@ class SeedRun(Result):
     Attributes:
         seed: of the run; its networks' seeds follow from it.
         images: size of the test set.
-        explained: share of the variance between matched networks that lies in their codes.
+        explained: share of the variance between matched networks that the decoder is told.
         populations: originals, ours, plain p-diff, the controls, the ensemble.
         comparisons: ours against each of the others.
         scatter: name → (similarity to the nearest original, accuracy) of each network.
@@ -140,7 +140,7 @@ def judge_run(
     return SeedRun(
         seed=recipe.seed,
         images=base.wrong.shape[1],
-        explained=share_in_codes(codec, matched, codes),
+        explained=share_told(codec, matched, codes),
         populations=[population(each, base) for each in (base, ours, *others)],
         comparisons=[compare(ours, each) for each in (base, *others)],
         scatter={each.name: points(each) for each in (base, ours, *others)},
@@ -167,9 +167,10 @@ def scorers(recipe: SeedDiffusion, originals: Checkpoints) -> tuple[Scorer, Scor
     return select, test
 
 
-def share_in_codes(codec: ParameterTokenCodec, matched: torch.Tensor, codes: torch.Tensor) -> float:
-    """Share of the standardised variance between networks that the components of the codes hold."""
-    missed = (codec.decode_linear(codes) - matched) / codec.scale
+def share_told(codec: ParameterTokenCodec, matched: torch.Tensor, codes: torch.Tensor) -> float:
+    """Share of the standardised variance between networks that lies in the components which the decoder is told."""
+    told = codes * (torch.arange(codes.shape[1]) < codec.told)[:, None]
+    missed = (codec.decode_linear(told) - matched) / codec.scale
     return float(1 - missed.square().sum() / ((matched - codec.mean) / codec.scale).square().sum())
 
 

@@ -38,10 +38,11 @@ def tell(recipe: SeedDiffusion, bench: Bench, results: Mapping[str, PhaseResult]
         "What was done",
         f"{recipe.seeds} networks ({NAMES[recipe.network]}, all {summary.parameters:,} parameters) learnt "
         f"{recipe.task.train} noisy digits, each from its own seed. Their units were brought into one order and scale; "
-        f"{recipe.codes} principal components became their codes; a transformer over tokens of their weights "
-        "learnt to decode codes into networks that predict what the originals predict; a diffusion model learnt the "
-        f"codes, and {recipe.samples} networks were drawn from noise. All of it was done {recipe.runs} times, from "
-        "the originals on, under other seeds. Settings were chosen on training images that no network was fitted to; "
+        "principal components became their codes; a transformer over tokens of their weights, told "
+        f"{recipe.codec.told} of them, learnt to decode codes into networks that predict what the originals predict; "
+        f"a diffusion model learnt the codes, and {recipe.samples} networks were drawn from noise. All of it was done "
+        f"{recipe.runs} times, from the originals on, under other seeds. Settings were chosen on training images that "
+        "no network was fitted to (the matched noise alone seeks its similarity on test images); "
         "the table is of test images.",
     )
     tell_network(page, summary)

@@ -73,6 +73,9 @@ class Recipe(Value, ABC):
     code: ClassVar[frozenset[str]] = frozenset()
     """Fields that name functions of the user's own: a saved recipe's are never followed, only those typed anew."""
 
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Work that a dry run counts and that is no phase of the training loop: other networks' training, judging."""
+
     next_command: ClassVar[str] = "latentia sample {pipeline} --out samples.png"
     """What to try when the run is done."""
 

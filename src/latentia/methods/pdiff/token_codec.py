@@ -1,9 +1,12 @@
 """A codec of whole networks: matched weights ↔ a few codes, decoded by tokens and judged by what the networks do.
 
     codes   z = whitened principal components of matched, standardised weights, r of them
-    decode  θ = mean + scale·(L + R(L, z)),   L = z·B the linear reconstruction, R the token transformer, 0 at first
+    decode  θ = mean + scale·(L + R(L, z)),   L = (g·z)·B the linear reconstruction, R the token transformer, 0 first
 
-With R = 0 and z ~ N(0, I) this is the PCA-Gaussian control. R is trained on behaviour: a decoded network shall predict
+The first components are told to R and count in full (g = 1); of the rest a share g is left in the weights alone, where
+it makes each network different in a way of its own: what R cannot learn from so few networks, it need not undo.
+
+With R = 0, g = 1 and z ~ N(0, I) this is the PCA-Gaussian control. R is trained on behaviour: a decoded network shall predict
 what its original predicts, and a network between two originals what they predict on average
 (knowledge distillation; "behavioural loss", L. Meynent et al., "Structure Is Not Enough", 2025).
 
@@ -28,7 +31,7 @@ from latentia.core.evaluating import evaluating
 from latentia.core.model import ModelMixin
 from latentia.core.protocols import Batch
 from latentia.core.rng import Generators
-from latentia.errors import InputError
+from latentia.errors import ConfigError, InputError
 from latentia.methods.pdiff.batch_norm import batch_normalised
 from latentia.methods.pdiff.layout import ParameterLayout, StateDict
 from latentia.methods.pdiff.tokens import ParameterTokenTransformer
@@ -44,6 +47,8 @@ class ParameterTokenCodec(ModelMixin):
     Args:
         shapes: of the network's tensors, in the order of the vector (`ParameterLayout.shapes`).
         num_codes: r; at most one less than there are networks to fit.
+        num_told: how many of them the transformer is told, the largest first; None: all.
+        rest: share in [0, 1] in which the others stay in the weights.
         token_size, width, num_layers, num_heads, expansion, learned_positions: of `ParameterTokenTransformer`.
     """
 
@@ -62,10 +67,16 @@ class ParameterTokenCodec(ModelMixin):
         num_heads: int = 4,
         expansion: int = 2,
         learned_positions: bool = True,
+        num_told: int | None = None,
+        rest: float = 1.0,
     ) -> None:
         super().__init__()
+        self.told = num_codes if num_told is None else check_count("num_told", num_told)
+        if self.told > num_codes:
+            raise ConfigError(f"num_told={num_told} is more than num_codes={num_codes}: tell at most all")
+        self.rest = check_number("rest", rest, 0, 1)
         self.refiner = ParameterTokenTransformer(
-            shapes, token_size, width, num_layers, num_heads, expansion, num_codes, learned_positions
+            shapes, token_size, width, num_layers, num_heads, expansion, self.told, learned_positions
         )
         size = self.refiner.grid.num_parameters
         self.register_buffer("mean", torch.zeros(size))
@@ -118,8 +129,9 @@ class ParameterTokenCodec(ModelMixin):
         if z.ndim != 3 or tuple(z.shape[1:]) != (len(self.basis), 1):
             raise InputError(f"expected codes (B, {len(self.basis)}, 1), got {tuple(z.shape)}")
         codes = z.squeeze(2)
-        rough = codes @ self.basis
-        (correction,) = self.refiner(rough, codes=codes, return_dict=False)
+        told, others = codes.split((self.told, len(self.basis) - self.told), dim=1)
+        rough = torch.cat((told, self.rest * others), dim=1) @ self.basis
+        (correction,) = self.refiner(rough, codes=told, return_dict=False)
         return rough, correction
 
     @torch.no_grad()
