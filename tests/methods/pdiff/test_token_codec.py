@@ -150,3 +150,16 @@ def test_bad_input():
         BehaviourObjective(codec, network, other, network.state_dict(), IMAGES)
     with pytest.raises(InputError, match="pure"):
         BehaviourObjective(codec, network, layout, network.state_dict(), IMAGES, pure=1.5)
+
+
+def test_what_is_not_told_stays_in_part_in_the_weights():
+    torch.manual_seed(0)
+    vectors = torch.randn(6, 20)
+    codec = ParameterTokenCodec(((4, 5),), num_codes=5, token_size=8, width=8, num_told=2, rest=0.25)
+    codes = codec.fit(vectors)
+    told = codes * torch.tensor([1.0, 1, 0, 0, 0])[:, None]
+    expected = codec.decode_linear(told) + 0.25 * (vectors - codec.decode_linear(told))
+    torch.testing.assert_close(codec.from_latents(codes), expected)  # an untrained transformer adds nothing
+    torch.testing.assert_close(codec.to_latents(vectors), codes, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ConfigError, match="num_told=6 is more than num_codes=5"):
+        ParameterTokenCodec(((4, 5),), num_codes=5, token_size=8, width=8, num_told=6)

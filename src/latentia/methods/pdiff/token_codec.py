@@ -6,7 +6,7 @@
 The first components are told to R and count in full (g = 1); of the rest a share g is left in the weights alone, where
 it makes each network different in a way of its own: what R cannot learn from so few networks, it need not undo.
 
-With R = 0, g = 1 and z ~ N(0, I) this is the PCA-Gaussian control. R is trained on behaviour: a decoded network shall predict
+    decode  θ = mean + scale·(L + R(L, z)),   L = (g·z)·B a linear reconstruction, R the token transformer
 what its original predicts, and a network between two originals what they predict on average
 (knowledge distillation; "behavioural loss", L. Meynent et al., "Structure Is Not Enough", 2025).
 

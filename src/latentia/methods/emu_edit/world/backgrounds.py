@@ -129,7 +129,7 @@ def _tiles(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return _over(np.broadcast_to(np.array([226.0, 226, 220]), (*x.shape, 3)), dark, (150, 160, 172))
 
 
-def _snow(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _snowy(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     ground = y > 0.6 + 0.06 * np.sin(4.6 * x + 1.1)
     land = _over(_ramp(y, (150, 172, 200), (214, 224, 236)), ground, _ramp(y, (252, 252, 255), (226, 234, 246)))
     for left, tall in ((0.12, 0.3), (0.3, 0.22), (0.82, 0.34), (0.64, 0.2)):
@@ -146,6 +146,6 @@ SCENERIES = {
     "sunset": _sunset,
     "brick wall": _bricks,
     "tiled wall": _tiles,
-    "snow": _snow,
+    "snowy field": _snowy,
 }
 """Painted places, each always the same picture: functions of x and y in [0, 1], arrays, to (…, 3) in [0, 255]."""

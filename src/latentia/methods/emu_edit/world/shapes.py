@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-
 FINE = 8
 """Drawn pixels to one pixel, along each side."""
 
@@ -67,8 +66,8 @@ _POSES = (
 )
 NUM_POSES = len(_POSES)
 
-_LINE = 0.105
-_HEAD = 0.23
+_LINE = 0.13
+_HEAD = 0.25
 RIM = 0.085
 """Width of a thing's dark rim as a share of half its side."""
 
@@ -104,7 +103,7 @@ def form(shape: str, side: int, pose: int = 0) -> Form:
 
     inside = _drawn(shape, side * FINE, pose)
     depth = distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1] / (side * FINE / 2)
-    rim_width = max(RIM, 1.6 / side) if shape != "person" else max(RIM * 0.6, 1.2 / side)
+    rim_width = max(RIM, 1.6 / side) if shape != "person" else max(RIM * 0.5, 1.0 / side)
     rim = inside & (depth < rim_width)
     height = depth / depth.max()
     relief = np.sqrt(1 - (1 - height) ** 2)
