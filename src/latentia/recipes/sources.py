@@ -174,7 +174,7 @@ def _codec_class(folder: str | os.PathLike[str]) -> tuple[Path, type[AnyCodec]]:
         "VQModel": latentia.VQModel,
     }
     path = Path(folder).expanduser()
-    inside = [path / inner for inner in ("vae", "vqvae", "pipeline/vae", "pipeline")]
+    inside = [path / inner for inner in ("vae", "vqvae", "pipeline/vae", "pipeline/vqvae", "pipeline")]
     path = next((inner for inner in inside if (inner / "config.json").is_file()), path)
     name = read_json(path / "config.json").get("_class_name")
     if name not in kinds:

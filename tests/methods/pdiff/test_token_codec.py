@@ -5,7 +5,7 @@ import torch
 
 from latentia import DDIMScheduler
 from latentia.denoisers.unet_1d import UNet1D
-from latentia.errors import InputError
+from latentia.errors import ConfigError, InputError
 from latentia.methods.pdiff.controls import pca_gaussian
 from latentia.methods.pdiff.layout import ParameterLayout
 from latentia.methods.pdiff.networks import MLP3, ResNetDigits

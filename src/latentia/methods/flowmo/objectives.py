@@ -10,7 +10,7 @@ from latentia.core.arguments import check_count, check_number
 from latentia.core.protocols import Batch
 from latentia.errors import InputError, check_choice
 from latentia.methods.flowmo.codecs import FlowMo
-from latentia.methods.flowmo.model import DiffusionAutoencoder
+from latentia.methods.flowmo.model import SMALLEST_TIME, DiffusionAutoencoder
 from latentia.methods.flowmo.weight_norm import NORM_MODES, ForcedWeightNorm
 from latentia.training.objective import Loss, Objective, take
 
@@ -20,9 +20,10 @@ class FlowMoObjective(Objective):
 
         x_t = (1 − t)·x + t·z,   L_flow = mean w(t)·(x̂₀ − x)²,   w(t) = max(t, weight_floor)^(−weight_power)
 
-    with weight_power 2 and weight_floor 0, L_flow is the mean of (v − (z − x))², as in the paper. A picture's code is
-    dropped with probability `code_dropout`; t = sigmoid(n), n ~ N(times_mean, times_std²), with probability
-    `uniform_times` replaced by U(0, 1) (thick tails; 0 is the plain logit-normal, 1 the uniform draw).
+    with weight_power 2 and weight_floor 0 (at least 10⁻³ where x̂₀ is the network's answer), L_flow is the mean of
+    (v − (z − x))², as in the paper. A picture's code is dropped with probability `code_dropout`; t = sigmoid(n),
+    n ~ N(times_mean, times_std²), with probability `uniform_times` replaced by U(0, 1) (thick tails; 0 is the plain
+    logit-normal, 1 the uniform draw).
 
     Args:
         codec: trained; with `freeze_encoder` only its decoder.
@@ -118,13 +119,12 @@ class FlowMoObjective(Objective):
         self, x: torch.Tensor, z: torch.Tensor, t: torch.Tensor, v: torch.Tensor, estimate: torch.Tensor
     ) -> torch.Tensor:
         """L_flow from the network's own answer: the error of v carries t²·w(t), that of x̂₀ carries w(t)."""
-        floored = t.clamp(min=self.weight_floor)
         if self.codec.config.prediction_type == "sample":
-            error, weight = estimate - x, floored.clamp(min=1e-3).pow(-self.weight_power)
+            floored = t.clamp(min=max(self.weight_floor, 1e-3))
+            error, weight = estimate - x, floored.pow(-self.weight_power)
         else:
-            error, weight = v - (z - x), t.square() * floored.pow(-self.weight_power)
-            if self.weight_power == 2 and not self.weight_floor:
-                weight = torch.ones_like(t)
+            floored = t.clamp(min=max(self.weight_floor, SMALLEST_TIME))
+            error, weight = v - (z - x), (t / floored).square() * floored.pow(2 - self.weight_power)
         return (error.square().flatten(1).mean(1) * weight).mean()
 
     def flow(self, x: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

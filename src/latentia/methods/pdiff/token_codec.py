@@ -1,13 +1,13 @@
 """A codec of whole networks: matched weights ↔ a few codes, decoded by tokens and judged by what the networks do.
 
     codes   z = whitened principal components of matched, standardised weights, r of them
-    decode  θ = mean + scale·(L + R(L, z)),   L = (g·z)·B the linear reconstruction, R the token transformer, 0 first
-
-The first components are told to R and count in full (g = 1); of the rest a share g is left in the weights alone, where
-it makes each network different in a way of its own: what R cannot learn from so few networks, it need not undo.
-
     decode  θ = mean + scale·(L + R(L, z)),   L = (g·z)·B a linear reconstruction, R the token transformer
-what its original predicts, and a network between two originals what they predict on average
+
+The first components are told to R and count in full (g = 1). Of the others a share g stays in the weights alone, where
+it makes each network different in a way of its own: what R cannot learn from so few networks it need not undo.
+
+R starts at 0; with R = 0, g = 1 and z ~ N(0, I) this is the PCA-Gaussian control. R is trained on behaviour: a decoded
+network shall predict what its original predicts, and a network between two originals what they predict on average
 (knowledge distillation; "behavioural loss", L. Meynent et al., "Structure Is Not Enough", 2025).
 
 What that means: generated networks are as good as originals, and are no copies of them; but they lie as far from the

@@ -102,7 +102,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     ),
     "background/plain": (
         _ASK + "(make|paint|turn) the (background|backdrop) {background}",
-        _ASK + "(change|switch) the (background|backdrop) to {background}",
+        _ASK + "(change|set) the colour of the (background|backdrop) to {background}",
         _ASK + "(put|show) (everything|all the things) on a {background} background",
     ),
     "background/scenery": (

@@ -1,0 +1,1 @@
+"""The sixteen tasks of Emu Edit in their three groups; see `registry.py`."""

@@ -1,0 +1,68 @@
+"""`maskgit-digits` and `gpt-digits`: handwritten digits as 64 tokens, drawn all at once or one after another."""
+
+from latentia.recipes.parts import Average, Optim
+from latentia.recipes.token_prior import AutoregressivePrior, MaskedPrior, TrainedTokenizer, Transformer
+
+
+def digit_tokenizer() -> TrainedTokenizer:
+    """VQ-VAE, 32×32 → 8×8 tokens of 7 bits: as many as the scans behind the pictures have pixels."""
+    return TrainedTokenizer(
+        channels=(48,),
+        patch_size=4,
+        latent_channels=32,
+        codes=128,
+        code_dim=8,
+        steps=400,
+        batch_size=64,
+        optim=Optim(lr=3e-3, betas=(0.9, 0.99), weight_decay=1e-3, schedule="cosine", warmup=20),
+    )
+
+
+def maskgit_digits() -> MaskedPrior:
+    """MaskGIT on scikit-learn's 1,257 training digits at 32×32, class-conditional: 64 tokens in 8 rounds.
+
+    Command: latentia train maskgit-digits --out runs/maskgit-digits
+    Cost:    about 5 CPU minutes.
+    Expect:  accuracy_digits at least 0.95 (540 pictures, 8 rounds).
+    """
+    return MaskedPrior(
+        name="maskgit-digits",
+        data="digits",
+        image_size=32,
+        image_channels=1,
+        num_classes=10,
+        steps=800,
+        batch_size=64,
+        tokenizer=digit_tokenizer(),
+        transformer=Transformer(width=96, layers=4, heads=4, dropout=0.1),
+        label_dropout=0.1,
+        optim=Optim(lr=2e-3, betas=(0.9, 0.96), schedule="cosine", warmup=50, weight_decay=0.05),
+        ema=Average(decay=0.999, warmup=True, power=0.75),
+        pictures=540,
+        channels_last=True,
+    )
+
+
+def gpt_digits() -> AutoregressivePrior:
+    """VQGAN's second stage on scikit-learn's 1,257 training digits at 32×32, class-conditional: 64 tokens in turn.
+
+    Command: latentia train gpt-digits --out runs/gpt-digits
+    Cost:    about 5 CPU minutes.
+    Expect:  accuracy_digits at least 0.95 (540 pictures).
+    """
+    return AutoregressivePrior(
+        name="gpt-digits",
+        data="digits",
+        image_size=32,
+        image_channels=1,
+        num_classes=10,
+        steps=800,
+        batch_size=64,
+        tokenizer=digit_tokenizer(),
+        transformer=Transformer(width=96, layers=4, heads=4, dropout=0.1),
+        label_dropout=0.1,
+        optim=Optim(lr=2e-3, betas=(0.9, 0.96), schedule="cosine", warmup=50, weight_decay=0.05),
+        ema=Average(decay=0.999, warmup=True, power=0.75),
+        pictures=540,
+        channels_last=True,
+    )
