@@ -118,7 +118,7 @@ def token_inputs(batch: int) -> dict[str, torch.Tensor]:
 
 def grouped_inputs(batch: int) -> dict[str, torch.Tensor]:
     """Two tokens a position, some of them masked."""
-    tokens = torch.randint(6, (4, 2, 3, 2), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(6, (4, 2, 4, 2), generator=torch.Generator().manual_seed(1))
     return {"sample": tokens[:batch], "class_labels": torch.tensor([0, 1, 2, 3])[:batch]}
 
 
@@ -156,7 +156,7 @@ CASES = {
     ),
     "ControlNetModel": Case(CONTROLNET, controlnet_inputs, controls_of, legacy=False, starts_silent=True),
     "MaskedTransformer": Case(
-        {**TOKENS, "token_shape": (2, 3, 2), "groups": 2, "dropout": 0.0},
+        {**TOKENS, "token_shape": (2, 4, 2), "groups": 2, "patch_size": 2, "dropout": 0.0},
         grouped_inputs,
         sample_of,
         any_size=True,

@@ -141,6 +141,24 @@ def test_groups_are_positions_of_several_tokens():
         MaskedTransformer(7, (2, 3, 2), groups=3, width=16, num_heads=2)
 
 
+@torch.no_grad()
+def test_patches_are_groups_of_neighbours():
+    """A map in patches of 2×2 is the map of groups that one gets by folding it, with the same weights."""
+    sizes = {"num_codes": 7, "width": 16, "num_layers": 1, "num_heads": 2, "dropout": 0.0}
+    patched = lively(MaskedTransformer(token_shape=(4, 6), patch_size=2, **sizes))
+    grouped = lively(MaskedTransformer(token_shape=(2, 3, 4), groups=4, **sizes))
+    assert patched.places.shape[0] == 6
+    grouped.load_state_dict(patched.state_dict())
+    x = tokens(2, 4, 6, codes=8)
+    folded = x.view(2, 2, 2, 3, 2).transpose(2, 3).reshape(2, 2, 3, 4)
+    expected = grouped(folded).sample.view(2, 2, 3, 2, 2, 7).transpose(2, 3).reshape(2, 4, 6, 7)
+    torch.testing.assert_close(patched(x).sample, expected)
+    assert expected[0, 1, 2, 3] == grouped(folded).sample[0, 0, 1, 2, 3]  # row 1, column 2: patch (0, 1), place 2
+    for wrong in ({"token_shape": (4, 5)}, {"token_shape": (4,)}, {"token_shape": (2, 4, 4)}):
+        with pytest.raises(ConfigError, match="patch_size=2 does not divide a map"):
+            MaskedTransformer(patch_size=2, **sizes, **wrong)
+
+
 def test_a_new_network_knows_nothing():
     """−log p of a fresh network is that of the uniform distribution, within a tenth of a bit."""
     for kind in (MaskedTransformer, AutoregressiveTransformer):

@@ -115,8 +115,8 @@ def test_runs_have_other_networks():
 
 
 def test_too_many_codes_are_refused():
-    with pytest.raises(InputError, match=r"codec\.told=150 needs more networks than seeds=150"):
-        override(pdiff_seeds(), ["codec.told=150"])
+    with pytest.raises(InputError, match=r"codec\.told=120 needs more networks than seeds=120"):
+        override(pdiff_seeds(), ["codec.told=120"])
 
 
 def test_the_dry_run_counts_all_three():

@@ -1,6 +1,9 @@
 """Codebooks in training: logged, warned of, averaged, checkpointed, resumed."""
 
 import logging
+import multiprocessing
+import os
+import socket
 
 import pytest
 import torch
@@ -161,3 +164,32 @@ def test_the_average_copies_integers_and_flags():
     for _ in range(3):
         ema.step(changed)
     assert all(torch.equal(shadow, value) for shadow, value in zip(ema.shadow_params, changed))
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_two_processes_keep_one_codebook(tmp_path, fsdp):
+    """DDP and FSDP2 over gloo: start, averages and revival agree to the bit, whatever each process sees and draws."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+
+    def start(rank: int) -> None:
+        torch.set_num_threads(1)
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        settings = Settings(device="cpu", progress=False, tensorboard=False, fsdp=fsdp)
+        result = train([("codec", lambda: phase(accumulate=1))], tmp_path / "run", settings)["codec"]
+        torch.save(result.modules["codec"].state_dict(), tmp_path / f"{rank}.pt")
+        torch.distributed.destroy_process_group()
+
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=start, args=(rank,)) for rank in (0, 1)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert bool(first["quantize.started"])
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key

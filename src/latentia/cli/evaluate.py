@@ -27,7 +27,7 @@ def evaluate(
     ],
     data: Annotated[str, typer.Option(help="Real images: digits, photos, hf:NAME, or a folder.")],
     count: Annotated[int, typer.Option("-n", "--count", min=2, help="Pictures to generate, or to reconstruct.")] = 540,
-    steps: Steps = 20,
+    steps: Steps = None,
     scheduler: Scheduler = None,
     seed: Seed = 0,
     guidance: Guidance = 1.0,

@@ -71,7 +71,12 @@ def loras(given: list[str] | None) -> list[tuple[str, float]]:
 
 Device = Annotated[str, typer.Option(help="auto, cpu, mps, cuda, cuda:0, …")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed; picture i depends on (seed, i) alone.")]
-Steps = Annotated[int, typer.Option(min=1, help="Steps of the sampler.")]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Steps of the sampler, rounds of a masked transformer; default: 20, or the pipeline's own (tokens)."
+    ),
+]
 Guidance = Annotated[
     float | None, typer.Option(min=0, help="Classifier-free guidance scale; 1 is none; default: the pipeline's own.")
 ]

@@ -39,7 +39,7 @@ def sample(
     negative: Negative = None,
     height: Annotated[int | None, typer.Option(min=8, help="Height in pixels, for pipelines that read texts.")] = None,
     width: Annotated[int | None, typer.Option(min=8, help="Width in pixels, likewise.")] = None,
-    steps: Steps = 20,
+    steps: Steps = None,
     scheduler: Scheduler = None,
     seed: Seed = 0,
     guidance: Guidance = None,

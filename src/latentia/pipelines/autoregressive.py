@@ -94,7 +94,7 @@ class AutoregressivePipeline(TokenPipeline):
         if num_inference_steps not in (None, tokens):
             raise InputError(
                 f"num_inference_steps={num_inference_steps!r}, but these pictures have {tokens} tokens, drawn one a "
-                "step: leave it out"
+                "step: leave the number of steps out"
             )
         step: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         if condition is not None and batch_size is None and isinstance(condition, torch.Tensor) and condition.ndim:

@@ -45,6 +45,7 @@ def flowmo_digits() -> FlowMoRecipe:
             code_length=8,
             code_dim=16,
             group_bits=8,
+            commitment_weight=0.005,
             encoder=Tower(width=192, depth=2, heads=4),
             decoder=Tower(width=192, depth=4, heads=4),
             prediction="sample",

@@ -1,21 +1,19 @@
 """The figures of the p-diff study: each experiment of the article as ours beside the paper's.
 
 Every function takes plain numbers (so that a cached stage can be drawn again) and returns a `Figure`. Accuracies come
-as shares of 1 and are drawn in per cent, as the paper prints them. `StudyPage` is the report that shows figures.
+as shares of 1 and are drawn in per cent, as the paper prints them.
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from latentia.errors import InputError
 from latentia.recipes.pdiff_paper import PAPER
-from latentia.recipes.report import Report
+from latentia.recipes.study import Figure
 from latentia.recipes.svg import Axis, Mark, Plot, embedded, heat_map
 
 if TYPE_CHECKING:
@@ -27,30 +25,6 @@ Pair = tuple[float, float]
 NOISE_FROM, NOISE_TO = "1/16", "4"
 SHOWN = ("best", "mean", "median")
 HERE = "Here, on digits"
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One experiment on the page.
-
-    Attributes:
-        panels: drawings and what stands below each: ours first, the paper's after it.
-        note: what the paper reports, with its source.
-    """
-
-    panels: tuple[tuple[str, str], ...]
-    note: str
-
-
-class StudyPage(Report):
-    """A report that shows figures too."""
-
-    def figure(self, figure: Figure) -> None:
-        """The panels of a figure side by side, its note below."""
-        panels = "".join(
-            f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>" for svg, caption in figure.panels
-        )
-        self._parts.append(f'<div class="row">{panels}</div><p>{html.escape(figure.note)}</p>')
 
 
 def k_sweep(by_k: Mapping[int, Numbers], originals: float | None = None) -> Figure:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from latentia.core.files import read_json, write_text_atomic
-from latentia.errors import nearest
+from latentia.core.files import write_text_atomic
 from latentia.recipes.parts import Widths
 from latentia.recipes.pdiff import ParameterDiffusion
 from latentia.recipes.pdiff_digits import PDiffDigits, pdiff_digits
 from latentia.recipes.pdiff_parts import Words
 from latentia.recipes.pdiff_seeds import TokenCodec
 from latentia.recipes.recipe import Bench
+from latentia.recipes.study import carry_out, check_stages
 
 if TYPE_CHECKING:
     from latentia.training.phase import PhaseResult
@@ -25,7 +25,6 @@ STAGES = ("protocol", "k_sweep", "depth", "noise", "baselines", "patterns", "see
 """protocol: both settings with all controls, and their pictures; k_sweep: number of originals, and the greatest
 similarity against it; depth: which layers; noise: where the codec's noise is; baselines: fine-tuned and noise-added
 networks; patterns: heat maps of several seeds; seeds: whole networks from independent seeds."""
-FOLDER = "stages"
 
 
 class PDiffStudy(PDiffDigits):
@@ -42,33 +41,17 @@ class PDiffStudy(PDiffDigits):
 
     @model_validator(mode="after")
     def _stages_exist(self) -> Self:
-        for name in self.stages:
-            if name not in STAGES:
-                match = nearest(name, STAGES)
-                hint = f"did you mean {match!r}? " if match else ""
-                raise ValueError(f"there is no stage {name!r}: {hint}choose from {', '.join(STAGES)}")
+        check_stages(self.stages, STAGES)
         return self
 
     def finish(self, bench: Bench, results: Mapping[str, PhaseResult], out: Path) -> None:
         """Save the pipeline, carry out the missing stages, write report.html and report.json of all that there are."""
-        from rich.progress import Progress
-
         from latentia.recipes import pdiff_stages
         from latentia.recipes.pdiff_study_report import write_study
 
         ParameterDiffusion.finish(self, bench, results, out)
         bench.keep("pipeline", self.pipeline(bench))
-        missing = [name for name in STAGES if name in self.stages and not (out / FOLDER / f"{name}.json").is_file()]
-        with Progress() as bar:
-            task = bar.add_task("stages", total=len(missing))
-            for name in missing:
-                bar.update(task, description=name)
-                found = pdiff_stages.STAGES[name](self, bench)
-                write_text_atomic(out / FOLDER / f"{name}.json", json.dumps(found, indent=1) + "\n")
-                bar.advance(task)
-        stages: dict[str, Any] = {
-            name: read_json(path) for name in STAGES if (path := out / FOLDER / f"{name}.json").is_file()
-        }
+        stages = carry_out(STAGES, self.stages, pdiff_stages.STAGES, self, bench, out)
         record = {"recipe": self.model_dump(mode="json"), "stages": stages}
         write_text_atomic(out / "report.json", json.dumps(record, indent=1) + "\n")
         write_study(self, stages, out)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from latentia.methods.pdiff.protocol import ENSEMBLE, Summary
 from latentia.recipes import pdiff_figures as figures
-from latentia.recipes.pdiff_figures import StudyPage
 from latentia.recipes.pdiff_judging import Setting
 from latentia.recipes.pdiff_report import tell_setting
 from latentia.recipes.pdiff_seeds_judging import OURS, PLAIN, SeedSummary
 from latentia.recipes.pdiff_seeds_report import NAMES, tell_network
+from latentia.recipes.study import StudyPage
 
 if TYPE_CHECKING:
     from latentia.recipes.pdiff_study import PDiffStudy

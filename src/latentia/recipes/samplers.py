@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from latentia.errors import InputError, unknown_choice
 
 if TYPE_CHECKING:
+    from latentia.schedulers.saved import SavedScheduler
     from latentia.schedulers.scheduler import SchedulerMixin
 
 FLOW = "FlowMatchEulerDiscreteScheduler"
@@ -38,13 +39,17 @@ def check_sampler(name: str) -> str:
     return known
 
 
-def make_sampler(name: str, trained_with: SchedulerMixin) -> SchedulerMixin:
+def make_sampler(name: str, trained_with: SavedScheduler) -> SchedulerMixin:
     """The sampler `name` for a network that was trained with another scheduler of the same family.
 
-    Raises `InputError` when one belongs to flow matching and the other to diffusion.
+    Raises `InputError` when one belongs to flow matching and the other to diffusion, and for pipelines of tokens.
     """
+    from latentia.schedulers.tokens import TokenScheduler
+
     class_name, arguments = SAMPLERS[check_sampler(name)]
     own = type(trained_with).__name__
+    if isinstance(trained_with, TokenScheduler):
+        raise InputError(f"scheduler {name!r} does not fit: this pipeline draws tokens, by its {own}: leave it out")
     if (own == FLOW) != (class_name == FLOW):
         family = "flow matching: use flow" if own == FLOW else "diffusion: use any but flow"
         raise InputError(f"scheduler {name!r} does not fit: this pipeline was trained by {family}")

@@ -25,6 +25,8 @@ from latentia.recipes.samplers import make_sampler
 from latentia.recipes.sources import resolve_device
 
 DTYPES = ("float32", "bfloat16", "float16")
+STEPS = 20
+"""Steps of a sampler from noise, when none are asked for."""
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,7 +48,7 @@ class Request:
         prompts: text of each picture for pipelines that read texts: picture i gets prompts[i mod len].
         negative: what to steer away from, for these.
         inputs: further arguments of the pipeline's call: `image`, `strength`, `height`, …
-        steps: steps of the sampler.
+        steps: steps of the sampler; None: `STEPS`, or as many as a pipeline of tokens takes by itself.
         scheduler: short name from `SAMPLERS`; None keeps the pipeline's own.
         seed: picture i is drawn from its own generator, derived from (seed, i).
         guidance: classifier-free guidance scale, 1 for none; None: the pipeline's default.
@@ -62,7 +64,7 @@ class Request:
     prompts: Sequence[str] = ()
     negative: str | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
-    steps: int = 20
+    steps: int | None = None
     scheduler: str | None = None
     seed: int = 0
     guidance: float | None = None
@@ -73,9 +75,9 @@ class Request:
     size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        for name, value, least in (("n", self.count, 1), ("steps", self.steps, 1), ("batch size", self.batch_size, 1)):
-            if value < least:
-                raise InputError(f"{name} must be at least {least}, got {value}")
+        for name, value in (("n", self.count), ("steps", self.steps), ("batch size", self.batch_size)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
         if self.seed < 0:
             raise InputError(f"seed must not be negative, got {self.seed}")
         check_choice("dtype", self.dtype, DTYPES)
@@ -181,12 +183,22 @@ def _number_or_name(text: int | str, names: Mapping[str, int]) -> int | str:
     return int(text) if isinstance(text, str) and text not in names and text.lstrip("-").isdecimal() else text
 
 
-def options_of(request: Request) -> dict[str, Any]:
+def steps_of(pipe: AnyPipeline, request: Request) -> int | None:
+    """Steps of the pipeline's calls; None leaves them to a pipeline of tokens, which knows best."""
+    from latentia.pipelines.tokens import TokenPipeline
+
+    return request.steps if request.steps is not None or isinstance(pipe, TokenPipeline) else STEPS
+
+
+def options_of(pipe: AnyPipeline, request: Request) -> dict[str, Any]:
     """What of a request is passed on to every pipeline call."""
-    asked = {"guidance_scale": request.guidance, "negative_prompt": request.negative}
+    asked = {
+        "guidance_scale": request.guidance,
+        "negative_prompt": request.negative,
+        "num_inference_steps": steps_of(pipe, request),
+    }
     return {
         "seed": request.seed,
-        "num_inference_steps": request.steps,
         "max_batch": request.batch_size,
         **request.inputs,
         **{name: value for name, value in asked.items() if value is not None},
@@ -195,7 +207,7 @@ def options_of(request: Request) -> dict[str, Any]:
 
 def sample(pipe: AnyPipeline, request: Request) -> torch.Tensor:
     """All pictures of the request, (count, C, H, W) in [-1, 1] on the CPU; each process makes its share."""
-    options = {**options_of(request), **entries(pipe, request)}
+    options = {**options_of(pipe, request), **entries(pipe, request)}
     made = sample_sharded(pipe, request.count, **options)
     return made.cpu() * 2 - 1
 
@@ -220,9 +232,9 @@ def sample_to(pipe: AnyPipeline, request: Request, out: Path, scale: int | None 
             if request.size is not None:
                 pictures = pictures[..., : request.size[1], : request.size[0]]
             if request.count == 1 and request.prompts and scale is None:
-                save_png(to_pil(pictures)[0], out, describe(request))
+                save_png(to_pil(pictures)[0], out, describe(pipe, request))
             else:
-                save_png(grid(pictures, scale=size), out, describe(request))
+                save_png(grid(pictures, scale=size), out, describe(pipe, request))
             return [out]
         return _write_folder(pipe, request, shard_indices(request.count, rank, world), out)
 
@@ -243,28 +255,28 @@ def _write_folder(pipe: AnyPipeline, request: Request, mine: range, out: Path) -
     for start in range(mine.start, mine.stop, request.batch_size):
         rows = range(start, min(start + request.batch_size, mine.stop))
         mine_now = {name: [values[i] for i in rows] for name, values in given.items()}
-        pictures = call(pipe, rows, **mine_now, **options_of(request)).images
+        pictures = call(pipe, rows, **mine_now, **options_of(pipe, request)).images
         for i, picture in zip(rows, pictures, strict=True):
             label = {"class": given["class_labels"][i]} if "class_labels" in given else {}
             text = {"prompt": given["prompt"][i]} if "prompt" in given else {}
             path = out / (f"{i:05d}-{label['class']}.png" if label else f"{i:05d}.png")
             picture = picture if request.size is None else picture.crop((0, 0, *request.size))
-            save_png(picture, path, describe(request) | {"index": i} | label | text)
+            save_png(picture, path, describe(pipe, request) | {"index": i} | label | text)
             written.append(path)
     return written
 
 
-def describe(request: Request) -> dict[str, Any]:
+def describe(pipe: AnyPipeline, request: Request) -> dict[str, Any]:
     """What made a picture, for its PNG text."""
-    values = {"seed": request.seed, "steps": request.steps}
     asked = {
+        "steps": steps_of(pipe, request),
         "guidance": request.guidance,
         "scheduler": request.scheduler,
         "negative": request.negative,
         "prompts": list(request.prompts) or None,
         "loras": [list(lora) for lora in request.loras] or None,
     }
-    return values | {name: value for name, value in asked.items() if value is not None}
+    return {"seed": request.seed} | {name: value for name, value in asked.items() if value is not None}
 
 
 def save_png(picture: Image.Image, path: Path, made_by: dict[str, Any]) -> None:

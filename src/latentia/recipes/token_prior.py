@@ -272,7 +272,7 @@ def check_tokens(codec: Any, folder: str) -> Any:
 
     if not isinstance(codec, TokenCodec):
         raise InputError(
-            f"codec={folder} is a {type(codec).__name__}, which has no tokens: give the folder of a VQModel"
+            f"codec={folder} holds {type(codec).__name__}, which has no tokens: give the folder of a VQModel"
         )
     return codec
 
@@ -293,6 +293,7 @@ class MaskedPrior(TokenPrior):
     """A bidirectional transformer that fills in masked tokens, all at once in a few rounds (MaskGIT)."""
 
     masking: Literal["cosine", "arccos", "linear"] = Field(default="cosine", description="γ: share masked over time")
+    patch_size: PositiveInt = Field(default=1, description="p×p tokens share a position: p² times shorter sequences")
     unmasked_weight: NonNegativeFloat = Field(default=0.0, description="weight of shown tokens in the loss")
     rounds: PositiveInt = Field(default=8, description="rounds of the judged pictures and of the previews")
     choice_temperature: NonNegativeFloat = Field(default=4.5, description="noise in what counts as confident")
@@ -306,6 +307,7 @@ class MaskedPrior(TokenPrior):
             num_codes=codec.num_codes,
             token_shape=shape,
             groups=codec.quantize.tokens,
+            patch_size=self.patch_size,
             num_class_embeds=self.num_classes + 1 if self.num_classes else None,
             **self.transformer.arguments(),
         )

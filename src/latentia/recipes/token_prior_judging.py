@@ -147,9 +147,9 @@ def write_page(
     accuracy = next(value for key, value in numbers.items() if key.startswith("accuracy"))
     minutes = sum(each["seconds"] for each in told["training"].values()) / 60
     lead = (
-        f"Trained in {minutes:.1f} minutes. {name}: {accuracy.value:.1%} of {recipe.pictures} pictures are what they were "
-        f"asked to be, their Fréchet distance is {numbers[ruler].value / floor.value:.2f} × that of as many real images, "
-        f"and one picture takes {alone * 1000:.0f} ms."
+        f"Trained in {minutes:.1f} minutes. {name}: {accuracy.value:.1%} of {recipe.pictures} pictures are what they "
+        f"were asked to be, their Fréchet distance is {numbers[ruler].value / floor.value:.2f} × that of as many real "
+        f"images, and one picture takes {alone * 1000:.0f} ms."
     )
     page = Report(f"{recipe.name}: pictures from tokens", lead)
     page.section("Drawn", f"{name}, one class a column.")
@@ -161,16 +161,16 @@ def write_page(
     page.section(
         "What the codec loses",
         f"Test images above, back from their tokens below: PSNR {told['codec']['psnr']:.1f} dB at "
-        f"{told['codec']['bits_per_pixel']:.3f} bits per pixel; {usage['used']:.0f} of {usage['codes']:.0f} codes used, "
-        f"perplexity {usage['perplexity']:.0f}.",
+        f"{told['codec']['bits_per_pixel']:.3f} bits per pixel; {usage['used']:.0f} of {usage['codes']:.0f} codes "
+        f"used, perplexity {usage['perplexity']:.0f}.",
     )
     page.pictures([(tile(pairs, 10), "reconstructions")])
     page.section(
         "Judged",
-        f"accuracy: share of pictures that a classifier, trained on the same real images, takes for the class asked for. "
-        f"Fréchet: {ruler}; the floor is what {recipe.pictures} real images, as many of each class, score "
-        f"({floor.value:.3g}). nearest train / held out: median distance to the nearest training image over that of real "
-        "held-out images; well below 1 would be memorising.",
+        f"accuracy: share of pictures that a classifier, trained on the same real images, takes for the class asked "
+        f"for. Fréchet: {ruler}; the floor is what {recipe.pictures} real images, as many of each class, score "
+        f"({floor.value:.3g}). nearest train / held out: median distance to the nearest training image over that of "
+        "real held-out images; well below 1 would be memorising.",
     )
     page.table(COLUMNS, [cells(key, each, floor, ruler) for key, each in made.items()], best=[0])
     bits = told["held_out_bits"]

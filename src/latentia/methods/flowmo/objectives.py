@@ -33,7 +33,8 @@ class FlowMoObjective(Objective):
         times_mean, times_std, uniform_times: of t.
         code_dropout: for guidance.
         freeze_encoder: the encoder stays as it is (its own phase, after enough steps of both).
-        anneal_steps: the code is ĉ + λ·(q(ĉ) − ĉ) with λ rising from 0 to 1 in so many steps; 0: quantised at once.
+        anneal_steps: the code is b + λ·(q(ĉ) − b), b = tanh ĉ, with λ rising from 0 to 1 in so many steps;
+            the gradient passes straight through always. 0: quantised at once.
         noise_sync: probability that a continuous code is noised to t_z ~ U(0, 1) and t drawn from [t_z, 1] (DiTo).
         weight_norm: `l2`, `channel` or None: `ForcedWeightNorm` after every update.
     """
@@ -105,7 +106,8 @@ class FlowMoObjective(Objective):
             coded = self.codec.quantize(latents)
         values = coded.values
         if step < self.anneal_steps:
-            values = latents + (step / self.anneal_steps) * (values - latents).detach()
+            bounded = latents.detach().tanh()  # else ever larger ĉ would outgrow what is added to them
+            values = latents + (torch.lerp(bounded, values.detach(), step / self.anneal_steps) - latents).detach()
         parts = {f"quantizer_{name}": part for name, part in coded.parts.items()}
         return values, None if self.freeze_encoder else coded.loss, parts
 

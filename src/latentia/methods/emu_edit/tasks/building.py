@@ -37,7 +37,14 @@ def changed(image: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def edited_region(
-    rng: Random, world: World, split: str, task: str, kind: str, scene: Scene, after: Scene, slots: dict[str, str],
+    rng: Random,
+    world: World,
+    split: str,
+    task: str,
+    kind: str,
+    scene: Scene,
+    after: Scene,
+    slots: dict[str, str],
     meta: dict[str, Any],
 ) -> Row:
     """The row of an edit that leads from one scene to another; raises `Rejected` when hardly a pixel changes."""
@@ -51,7 +58,12 @@ def edited_region(
 
 
 def whole_picture(
-    world: World, task: str, image: np.ndarray, instruction: str, target: np.ndarray, captions: tuple[str, str],
+    world: World,
+    task: str,
+    image: np.ndarray,
+    instruction: str,
+    target: np.ndarray,
+    captions: tuple[str, str],
     meta: dict[str, Any],
 ) -> Row:
     """The row of an edit of the whole picture: its mask is all True."""

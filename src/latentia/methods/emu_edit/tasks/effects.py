@@ -123,10 +123,11 @@ def _poster(picture: np.ndarray) -> np.ndarray:
 
 
 def _oil(picture: np.ndarray) -> np.ndarray:
-    width = max(3, (picture.shape[0] // 16) | 1)
-    smooth = Image.fromarray(picture).filter(ImageFilter.MedianFilter(width))
-    calm = np.asarray(smooth, dtype=np.float32)
-    return to_uint8((calm - 128) * 1.2 + 134)
+    """Dabs of few, strong colours: a median, then seven tones a channel."""
+    width = max(3, (picture.shape[0] // 24) | 1)
+    dabs = np.asarray(Image.fromarray(picture).filter(ImageFilter.MedianFilter(width)), dtype=np.float32)
+    grey = luma(dabs)
+    return to_uint8(np.round((grey + 1.5 * (dabs - grey)) / 42) * 42)
 
 
 def _sepia(picture: np.ndarray) -> np.ndarray:
@@ -143,7 +144,7 @@ def edges(picture: np.ndarray) -> np.ndarray:
 def _comic(picture: np.ndarray) -> np.ndarray:
     flat = np.round(blurred(picture, 0.012) / 51) * 51
     flat = luma(flat) + 1.5 * (flat - luma(flat))
-    return to_uint8(flat * (1 - np.clip((edges(picture) - 36) / 50, 0, 1)))
+    return to_uint8(flat * (1 - np.clip((edges(picture) - 60) / 80, 0, 1)))
 
 
 def _halftone(picture: np.ndarray) -> np.ndarray:

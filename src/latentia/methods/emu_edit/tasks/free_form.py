@@ -15,7 +15,6 @@ from latentia.methods.emu_edit.world.phrasings import EFFECT_NAMES, STYLES, TEXT
 from latentia.methods.emu_edit.world.render import World
 from latentia.methods.emu_edit.world.sampling import (
     Rejected,
-    check_seen,
     may_show,
     random_scene,
 )
@@ -25,6 +24,9 @@ from latentia.methods.emu_edit.world.writing import fonts
 
 LEAST_ERROR = 6e-4
 """Least mean squared change, values in [0, 1], that counts as a change of the whole picture."""
+
+LEAST_VISIBLE = 0.8
+"""Least share of every thing that writing leaves visible."""
 
 # --- global: the whole picture changes in a way that no mask describes ----------------------------------------------
 
@@ -40,7 +42,13 @@ def score_global(row: Row, edited: np.ndarray) -> dict[str, float]:
 
 
 def effect_row(
-    rng: Random, world: World, split: str, task: str, effects: dict[str, Effect], name: str, kind: str = "",
+    rng: Random,
+    world: World,
+    split: str,
+    task: str,
+    effects: dict[str, Effect],
+    name: str,
+    kind: str = "",
     slots: dict[str, str] | None = None,
 ) -> Row:
     """The row of an effect on the whole picture; raises `Rejected` where it changes too little."""
@@ -88,13 +96,22 @@ def make_text(rng: Random, world: World, split: str) -> Row:
     pairs = own_pairs(WORDS, split)
     word, colour = pairs[int(rng.random() * len(pairs))]
     font = "sans" if kind == "add" else rng.choice(fonts())
-    written = Writing(word, colour, font, rng.choice(tuple(TEXT_PLACES)))
+    written = Writing(word, colour, font, _free_place(rng, world, scene))
     before, after, slots = _text_change(rng, split, kind, scene, written)
-    for one in (before, after):
-        check_seen(world, one)
     old, new = before.writing, after.writing
     meta = {"original_object": old.word if old else "", "edited_object": new.word if new else ""}
     return edited_region(rng, world, split, "text", f"text/{kind}", before, after, slots, meta)
+
+
+def _free_place(rng: Random, world: World, scene: Scene) -> str:
+    """A place where a wide word leaves the things visible; raises `Rejected`."""
+    places = list(TEXT_PLACES)
+    rng.shuffle(places)
+    for place in places:
+        tried = scene._replace(writing=Writing("HOME", "black", "sans", place))
+        if min(world.visible_shares(tried)) >= LEAST_VISIBLE:
+            return place
+    raise Rejected("hidden")
 
 
 def _text_change(
@@ -136,7 +153,10 @@ FREE_FORM_TASKS = (
     Task("global", "free-form", tuple(f"global/{name}" for name in EFFECT_NAMES), make_global, score_global),
     Task("style", "free-form", ("style",), make_style, score_style),
     Task(
-        "text", "free-form", ("text/add", "text/remove", "text/replace", "text/recolour", "text/font"),
-        make_text, score_text,
+        "text",
+        "free-form",
+        ("text/add", "text/remove", "text/replace", "text/recolour", "text/font"),
+        make_text,
+        score_text,
     ),
 )

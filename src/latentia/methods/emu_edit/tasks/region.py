@@ -89,7 +89,14 @@ def _resize(rng: Random, world: World, split: str, kind: str) -> Row:
 
 
 def _local(
-    rng: Random, world: World, split: str, kind: str, before: Scene, after: Scene, index: int, slots: dict[str, str],
+    rng: Random,
+    world: World,
+    split: str,
+    kind: str,
+    before: Scene,
+    after: Scene,
+    index: int,
+    slots: dict[str, str],
     reference: tuple[str, ...],
 ) -> Row:
     old = before.things[index]
@@ -168,23 +175,22 @@ def score_texture(row: Row, edited: np.ndarray) -> dict[str, float]:
 
 def make_add(rng: Random, world: World, split: str) -> Row:
     """Add a thing, fully described, where there is room."""
-    beside = rng.random() < 0.4
     before, _ = random_scene(rng, world, split, others=int(rng.random() * 2))
     pairs = own_pairs(FLAT_SHAPES, split)
-    new = random_thing(rng, pairs[int(rng.random() * len(pairs))], (SMALL, LARGE)[int(rng.random() * 2)])
-    if beside:
+    thing = random_thing(rng, pairs[int(rng.random() * len(pairs))], (SMALL, LARGE)[int(rng.random() * 2)])
+    if rng.random() < 0.4:
         index = int(rng.random() * len(before.things))
-        side = rng.choice(tuple(BESIDE_WORDS))
-        new = _beside(new, before.things[index], side)
         named, reference = the(before, index, rng)
-        slots = {"the": named, "beside": rng.choice(BESIDE_WORDS[side])}
+        side, new = _first_free(
+            rng, before, {side: _beside(thing, before.things[index], side) for side in BESIDE_WORDS}
+        )
+        kind, slots = "add/beside", {"the": named, "beside": rng.choice(BESIDE_WORDS[side])}
     else:
-        place = rng.choice(tuple(PLACES))
-        x, y = PLACES[place]
-        new, reference = inside(new._replace(x=x, y=y)), None
-        slots = {"place": rng.choice(PLACE_WORDS[place])}
-    if any(overlap(new, thing) > COVERED / 2 for thing in before.things):
-        raise Rejected("no room")
+        reference = None
+        place, new = _first_free(
+            rng, before, {name: inside(thing._replace(x=x, y=y)) for name, (x, y) in PLACES.items()}
+        )
+        kind, slots = "add/place", {"place": rng.choice(PLACE_WORDS[place])}
     after = before.with_things([*before.things, new])
     check_seen(world, after)
     meta = {
@@ -193,20 +199,27 @@ def make_add(rng: Random, world: World, split: str) -> Row:
         "original_object": "",
         "edited_object": f"{new.colour} {new.shape}",
     }
-    slots["a"] = a_new(new, rng)
-    kind = "add/beside" if beside else "add/place"
-    return edited_region(rng, world, split, "add", kind, before, after, slots, meta)
+    return edited_region(rng, world, split, "add", kind, before, after, {**slots, "a": a_new(new, rng)}, meta)
 
 
-def _beside(new: Thing, thing: Thing, side: str) -> Thing:
-    """`new` next to `thing`, a small gap between their boxes; raises `Rejected` where the picture ends."""
+def _first_free(rng: Random, scene: Scene, options: dict[str, Thing | None]) -> tuple[str, Thing]:
+    """A random one of the places where the new thing hardly touches another; raises `Rejected`."""
+    names = list(options)
+    rng.shuffle(names)
+    for name in names:
+        put = options[name]
+        if put is not None and all(overlap(put, thing) <= COVERED / 2 for thing in scene.things):
+            return name, put
+    raise Rejected("no room")
+
+
+def _beside(new: Thing, thing: Thing, side: str) -> Thing | None:
+    """`new` next to `thing`, a small gap between their boxes; None where the picture ends."""
     away = (new.side + thing.side) / 2 + 0.01
     right, down = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}[side]
     put = new._replace(x=thing.x + right * away, y=thing.y + down * away)
     least = put.side / 2 + MARGIN / 2
-    if not (least <= put.x <= 1 - least and least <= put.y <= 1 - least):
-        raise Rejected("no room")
-    return put
+    return put if least <= put.x <= 1 - least and least <= put.y <= 1 - least else None
 
 
 def score_add(row: Row, edited: np.ndarray) -> dict[str, float]:
@@ -232,9 +245,7 @@ def make_remove(rng: Random, world: World, split: str) -> Row:
         "original_object": f"{thing.colour} {thing.shape}",
         "edited_object": "",
     }
-    return edited_region(
-        rng, world, split, "remove", "remove", before, before.without(index), {"the": named}, meta
-    )
+    return edited_region(rng, world, split, "remove", "remove", before, before.without(index), {"the": named}, meta)
 
 
 def score_remove(row: Row, edited: np.ndarray) -> dict[str, float]:
@@ -276,7 +287,5 @@ REGION_TASKS = (
     Task("texture", "region", ("texture/pattern", "texture/plain"), make_texture, score_texture),
     Task("add", "region", ("add/place", "add/beside"), make_add, score_add),
     Task("remove", "region", ("remove",), make_remove, score_remove),
-    Task(
-        "background", "region", ("background/plain", "background/scenery"), make_background, score_background
-    ),
+    Task("background", "region", ("background/plain", "background/scenery"), make_background, score_background),
 )

@@ -143,7 +143,11 @@ READERS: dict[str, Callable[[World, Scene, Row, np.ndarray], Reading]] = {
 
 TRANSLATION_TASKS = tuple(
     Task(
-        name, "vision", (f"{name}/to", f"{name}/from"), partial(make_translation, name), partial(score_translation, name)
+        name,
+        "vision",
+        (f"{name}/to", f"{name}/from"),
+        partial(make_translation, name),
+        partial(score_translation, name),
     )
     for name in MAPS
 )

@@ -21,7 +21,14 @@ from latentia.methods.emu_edit.world.vocabulary import MARK, PAINT
 
 
 def _found_row(
-    rng: Random, world: World, split: str, task: str, scene: Scene, index: int, target: np.ndarray, how: str,
+    rng: Random,
+    world: World,
+    split: str,
+    task: str,
+    scene: Scene,
+    index: int,
+    target: np.ndarray,
+    how: str,
     meta: dict[str, Any],
 ) -> Row:
     image, thing = world.picture(scene), scene.things[index]

@@ -86,11 +86,15 @@ def _over(base: np.ndarray, mask: np.ndarray, colour: np.ndarray | tuple[int, in
 
 def _meadow(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     hill = y > 0.58 + 0.07 * np.sin(5.2 * x + 0.8)
-    return _over(_ramp(y, (96, 170, 240), (206, 232, 250)), hill, _ramp(y, (120, 196, 70), (120, 196, 70), (52, 130, 44)))
+    return _over(
+        _ramp(y, (96, 170, 240), (206, 232, 250)), hill, _ramp(y, (120, 196, 70), (120, 196, 70), (52, 130, 44))
+    )
 
 
 def _sea(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    water = _ramp(y, (30, 130, 170), (40, 150, 190), (16, 74, 130)) + 14 * np.sin(34 * y + 2.2 * np.sin(9 * x))[..., None]
+    water = (
+        _ramp(y, (30, 130, 170), (40, 150, 190), (16, 74, 130)) + 14 * np.sin(34 * y + 2.2 * np.sin(9 * x))[..., None]
+    )
     return _over(_ramp(y, (150, 205, 240), (236, 244, 248)), y > 0.46, water)
 
 

@@ -25,11 +25,18 @@ _COLOUR_CHANGES = {
     "flat": ("(lower|reduce) the contrast", "give " + _IT + " (less|weaker) contrast"),
     "vivid": ("make the colours (stronger|more vivid)", "(raise|increase) the saturation", "make " + _IT + " vivid"),
     "greyscale": ("(remove|take out) all (colour|colours)", "make " + _IT + " (greyscale|black and white)"),
-    "warmer": ("make the colours (warmer|more yellow)", "(raise|increase) the colour temperature", "warm up " + _IT),
-    "cooler": ("make the colours (cooler|more blue)", "(lower|reduce) the colour temperature", "cool down " + _IT),
+    "warmer": (
+        "make the colours (warmer|more yellow)",
+        "(raise|increase) the colour temperature",
+        "warm " + _IT + " up",
+    ),
+    "cooler": ("make the colours (cooler|more blue)", "(lower|reduce) the colour temperature", "cool " + _IT + " down"),
     "hue": ("(shift|rotate|turn) (the|all) hues", "swap the colours around in " + _IT),
     "blur": ("(blur|soften|defocus) " + _IT, "make " + _IT + " (blurry|soft|blurred)"),
-    "strong blur": ("(blur|soften|defocus) " + _IT + " (strongly|a lot)", "make " + _IT + " very (blurry|soft|blurred)"),
+    "strong blur": (
+        "(blur|soften|defocus) " + _IT + " (strongly|a lot)",
+        "make " + _IT + " very (blurry|soft|blurred)",
+    ),
     "sharpen": ("sharpen " + _IT, "make " + _IT + " (sharper|crisper)", "(raise|increase) the sharpness"),
 }
 
@@ -68,12 +75,15 @@ PATTERNS: dict[str, tuple[str, ...]] = {
         _ASK + "put {a} (in place of|where you see) {the}",
     ),
     "local/grow": (
-        _ASK + "(make|let) {the} (bigger|larger|grow)",
+        _ASK + "make {the} (bigger|larger)",
+        _ASK + "(make|let) {the} grow",
         _ASK + "(enlarge|magnify|scale up) {the}",
     ),
     "local/shrink": (
-        _ASK + "(make|let) {the} (smaller|shrink|littler)",
-        _ASK + "(reduce|minify|scale down) {the}",
+        _ASK + "make {the} (smaller|littler)",
+        _ASK + "(make|let) {the} shrink",
+        _ASK + "(reduce|scale down) {the}",
+        _ASK + "(reduce|scale down) the size of {the}",
     ),
     "texture/pattern": (
         _ASK + "make {the} {texture}",
@@ -88,7 +98,7 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     ),
     "add/place": (
         _ASK + "(add|put|place|insert|draw) {a} {place}",
-        _ASK + "{place} (add|put|insert) {a}",
+        "(|please |now ){place} (add|put|insert|draw) {a}",
         "(there should be|i would like to see) {a} {place}",
     ),
     "add/beside": (

@@ -54,11 +54,6 @@ def may_show(shape: str, colour: str, split: str) -> bool:
     return split_of_pair(shape, colour) in ("train", split)
 
 
-def own_colours(shape: str, split: str) -> tuple[str, ...]:
-    """The colours that belong to `split` for a shape or a word."""
-    return tuple(colour for _, colour in own_pairs((shape,), split))
-
-
 def random_background(rng: Random, split: str) -> Background:
     """A free background of the split."""
     if split == "train" and rng.random() > PHOTO_SHARE:

@@ -5,6 +5,8 @@ groups, one eighth each, are met in the `test` and in the `select` split alone; 
 training with six of its eight partners.
 """
 
+from functools import cache
+
 from latentia.errors import check_choice
 
 Colour = tuple[int, int, int]
@@ -87,6 +89,7 @@ CLASS_COLOURS: dict[str, Colour] = {
 _SELECT, _TEST = 4, 0
 
 
+@cache
 def split_of_pair(shape: str, colour: str) -> str:
     """The split that owns a (shape or word, colour) pair: 6/8 `train`, 1/8 `select`, 1/8 `test`."""
     names = SHAPES if shape in SHAPES else WORDS
@@ -94,12 +97,14 @@ def split_of_pair(shape: str, colour: str) -> str:
     return {_TEST: "test", _SELECT: "select"}.get(group, "train")
 
 
+@cache
 def own_pairs(names: tuple[str, ...], split: str) -> tuple[tuple[str, str], ...]:
     """The (name, colour) pairs that `split` owns, of the shapes or words `names`."""
     check_choice("split", split, SPLITS)
     return tuple((name, colour) for name in names for colour in COLOURS if split_of_pair(name, colour) == split)
 
 
+@cache
 def allowed_pairs(names: tuple[str, ...], split: str) -> tuple[tuple[str, str], ...]:
     """The pairs that `split` may show: those of training, and its own."""
     return own_pairs(names, "train") if split == "train" else own_pairs(names, "train") + own_pairs(names, split)
