@@ -16,6 +16,7 @@ ALL = (
     "pipeline_load",
     "pipeline_call",
     "parameters",
+    "tokens",
     "gpu",
 )
 BY_NAME = ("full_size", "parameter_size")

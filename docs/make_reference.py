@@ -10,7 +10,10 @@ from pathlib import Path
 import latentia
 
 HERE = Path(__file__).parent
-FLOORS = ("core", "schedulers", "codecs", "denoisers", "conditioners", "metrics", "training", "pipelines", "methods")
+FLOORS = (
+    *("core", "schedulers", "codecs", "denoisers", "conditioners", "losses", "metrics"),
+    *("training", "pipelines", "methods"),
+)
 HEAD = """# Reference
 
 Every public name, from the ground floor up: `from latentia import …`. A name leads to its file, where the docstring has

@@ -18,7 +18,7 @@ from latentia.recipes.samplers import SAMPLERS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted(DOCS.glob("*.md"))]
-TAUGHT = ("quickstart", "schedulers", "stable_diffusion", "training", "files", "metrics", "parameters")
+TAUGHT = ("quickstart", "schedulers", "stable_diffusion", "training", "files", "metrics", "parameters", "tokens")
 LESSONS = [DOCS / f"{name}.md" for name in TAUGHT]
 
 

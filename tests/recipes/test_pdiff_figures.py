@@ -12,6 +12,7 @@ from latentia.methods.pdiff.protocol import Iou, Noise, Run, verdict
 from latentia.methods.pdiff.verdict import Gap, conclude
 from latentia.recipes import pdiff_figures as figures
 from latentia.recipes.pdiff_paper import PAPER
+from latentia.recipes.study import StudyPage
 
 
 def numbers(mean: float) -> dict[str, float]:
@@ -180,7 +181,7 @@ def test_the_protocols_table_has_a_row_a_population():
 
 
 def test_the_page_holds_figures(tmp_path):
-    page = figures.StudyPage("<study>", "lead")
+    page = StudyPage("<study>", "lead")
     page.section("K")
     page.figure(figures.Figure((("<svg></svg>", "a & b"),), "note <1>"))
     text = page.write(tmp_path / "report.html").read_text()

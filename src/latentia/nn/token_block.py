@@ -81,10 +81,13 @@ class TokenBlock(nn.Module):
             mask = torch.ones(count, k.shape[2], dtype=torch.bool, device=x.device).tril(k.shape[2] - count)
         drop = self.dropout if self.training else 0.0
         h = F.scaled_dot_product_attention(q, k, v, mask, drop, is_causal=self.causal and fresh and count > 1)
-        h = self.proj(h.transpose(1, 2).reshape(batch, count, width))
-        x = x + F.dropout(h, drop, self.training)
-        h = self.down(F.gelu(self.up(self.norm2(x))))
-        return x + F.dropout(h, drop, self.training)
+        x = x + _dropped(self.proj(h.transpose(1, 2).reshape(batch, count, width)), drop)
+        return x + _dropped(self.down(F.gelu(self.up(self.norm2(x)))), drop)
+
+
+def _dropped(h: torch.Tensor, p: float) -> torch.Tensor:
+    """Dropout; single tokens are small enough for a call that does nothing to show."""
+    return F.dropout(h, p) if p else h
 
 
 class TokenStack(CheckpointedBlock):

@@ -35,7 +35,9 @@ LIBRARIES = {
     "AutoregressiveScheduler": "latentia",
     "AutoregressiveTransformer": "latentia",
     "CLIPTextModel": "transformers",
+    "ContinuousFlowMo": "latentia",
     "ConvClassifier": "latentia",
+    "FlowMo": "latentia",
     "LDMBertModel": "latent_diffusion",
     "LatentDiffusionPipeline": "latentia",
     "MaskedPipeline": "latentia",
@@ -46,6 +48,8 @@ LIBRARIES = {
     "ParameterTemplate": "latentia",
     "ParameterTokenCodec": "latentia",
     "ParameterTokenTransformer": "latentia",
+    "PatchDiscriminator": "latentia",
+    "PhotoFeatures": "latentia",
     "UNet1D": "latentia",
 }
 """Library under which a public class stands in an index, where it is not `diffusers`."""

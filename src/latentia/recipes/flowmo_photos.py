@@ -27,6 +27,7 @@ def flowmo_photos() -> FlowMoRecipe:
             code_length=16,
             code_dim=36,
             group_bits=9,
+            commitment_weight=0.005,
             encoder=Tower(width=256, depth=2, heads=4),
             decoder=Tower(width=256, depth=4, heads=4),
             prediction="sample",

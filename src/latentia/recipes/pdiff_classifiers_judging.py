@@ -16,11 +16,12 @@ from latentia.methods.pdiff.dataset_scoring import DatasetScorer
 from latentia.methods.pdiff.layout import ParameterLayout
 from latentia.methods.pdiff.objectives import explained_variance
 from latentia.methods.pdiff.protocol import Protocol, verdict
-from latentia.recipes.pdiff_figures import StudyPage, protocol_table
+from latentia.recipes.pdiff_figures import protocol_table
 from latentia.recipes.pdiff_judging import Setting, as_json
 from latentia.recipes.pdiff_tables import FIRST, SOURCES, THIRD, Triple
 from latentia.recipes.plan import FusedAttention
 from latentia.recipes.sources import resolve_device
+from latentia.recipes.study import StudyPage
 
 if TYPE_CHECKING:
     from latentia.methods.pdiff.checkpoints import Checkpoints

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentia.recipes.demo_report import curves
-from latentia.recipes.pdiff_figures import StudyPage, protocol_table
+from latentia.recipes.pdiff_figures import protocol_table
 from latentia.recipes.pdiff_judging import goals
 from latentia.recipes.pdiff_report import goal_row
+from latentia.recipes.study import StudyPage
 
 if TYPE_CHECKING:
     from latentia.methods.pdiff.checkpoints import Checkpoints

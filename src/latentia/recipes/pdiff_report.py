@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from latentia.recipes import pdiff_figures as figures
 from latentia.recipes.demo_report import curves
-from latentia.recipes.pdiff_figures import Figure, StudyPage, protocol_table
+from latentia.recipes.pdiff_figures import protocol_table
 from latentia.recipes.pdiff_judging import Setting, goals, listed
 from latentia.recipes.pdiff_paper import PAPER
+from latentia.recipes.study import Figure, StudyPage
 from latentia.recipes.svg import Axis, Plot
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from latentia.core.files import write_text_atomic
 from latentia.recipes import pdiff_figures as figures
 from latentia.recipes.demo_report import curves
-from latentia.recipes.pdiff_figures import StudyPage
 from latentia.recipes.pdiff_seeds_judging import OURS, PLAIN, SeedSummary, judge_runs
+from latentia.recipes.study import StudyPage
 
 if TYPE_CHECKING:
     from latentia.recipes.pdiff_seeds import SeedDiffusion

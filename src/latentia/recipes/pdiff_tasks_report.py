@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from latentia.recipes.demo_report import curves
-from latentia.recipes.pdiff_figures import Figure, StudyPage
 from latentia.recipes.pdiff_judging import listed
 from latentia.recipes.pdiff_tasks_judging import (
     HEADS,
@@ -20,6 +19,7 @@ from latentia.recipes.pdiff_tasks_judging import (
     TaskSetting,
     comparisons,
 )
+from latentia.recipes.study import Figure, StudyPage
 from latentia.recipes.svg import Axis, Plot
 
 if TYPE_CHECKING:

@@ -43,7 +43,8 @@ def run_recipe(recipe: Recipe, out: str | os.PathLike[str], resume: bool = False
             before = saved.read_text(encoding="utf-8") if saved.is_file() else None
         write_text_atomic(saved, recipe.to_json())
     try:
-        results = train(recipe.phases(bench), folder, recipe.settings(progress), resume)
+        phases = recipe.phases(bench)  # none: a study, whose stages are runs of their own
+        results = train(phases, folder, recipe.settings(progress), resume) if phases else {}
     except TrainingError:  # refused: the run in the folder is still the one it was, and so is its recipe
         if before is not None:
             write_text_atomic(saved, before)

@@ -164,22 +164,21 @@ def codec_like(folder: str | os.PathLike[str]) -> AnyCodec:
     return codec
 
 
+CODECS = ("Autoencoder", "AutoencoderKL", "ContinuousFlowMo", "FlowMo", "VQModel")
+"""Public classes that a codec's folder may name."""
+
+
 def _codec_class(folder: str | os.PathLike[str]) -> tuple[Path, type[AnyCodec]]:
     import latentia
     from latentia.core.files import read_json
 
-    kinds: dict[str, type[AnyCodec]] = {
-        "Autoencoder": latentia.Autoencoder,
-        "AutoencoderKL": latentia.AutoencoderKL,
-        "VQModel": latentia.VQModel,
-    }
     path = Path(folder).expanduser()
     inside = [path / inner for inner in ("vae", "vqvae", "pipeline/vae", "pipeline/vqvae", "pipeline")]
     path = next((inner for inner in inside if (inner / "config.json").is_file()), path)
     name = read_json(path / "config.json").get("_class_name")
-    if name not in kinds:
-        raise ArtifactError(f"{path} holds a {name}, which is no codec: give the folder of a {' or '.join(kinds)}")
-    return path, kinds[name]
+    if name not in CODECS:
+        raise ArtifactError(f"{path} holds a {name}, which is no codec: give the folder of a {' or '.join(CODECS)}")
+    return path, getattr(latentia, name)
 
 
 def resolve_device(name: str) -> str:

@@ -62,11 +62,11 @@ class TokenScheduler(SavedScheduler):
             raise InputError(f"call {type(self).__name__}.set_timesteps(num_inference_steps) before stepping")
         if k >= n:
             raise InputError(f"all {n} steps are taken: call set_timesteps to begin again")
-        given = torch.as_tensor(timestep)
-        if given.numel() != 1 or not torch.isclose(given.reshape(()).double().cpu(), self.timesteps[k].double().cpu()):
+        one = not isinstance(timestep, torch.Tensor) or timestep.numel() == 1
+        if not one or not abs(float(timestep) - float(self.timesteps[k])) <= ROUNDING / n:
             raise InputError(
-                f"timestep {given.tolist()} is not that of step {k + 1} of {n}, {float(self.timesteps[k]):g}: tokens "
-                "are drawn in order"
+                f"timestep {timestep} is not that of step {k + 1} of {n}, {float(self.timesteps[k]):g}: tokens are "
+                "drawn in order"
             )
         return k
 

@@ -181,18 +181,18 @@ def two_pictures():
     return TensorDataset({"x": x})
 
 
-def phases(tiny, steps=(120, 6)):
+def phases(tiny, steps=(240, 6)):
     """1A, then 1B on what it left."""
     kept = {}
 
     def first():
         kept["codec"] = tiny(alive=False, prediction_type="sample", code_layout="grid")
         objective = FlowMoPretraining(kept["codec"], Pixels(), weight_floor=0.2, anneal_steps=steps[0] // 3)
-        return Phase("pretraining", objective, two_pictures(), steps[0], 16, Optim(lr=5e-3), ema=EMA(0.9))
+        return Phase("pretraining", objective, two_pictures(), steps[0], 16, Optim(lr=2e-3), ema=EMA(0.9))
 
     def second():
         objective = FlowMoPostTraining(kept["codec"], Pixels(), 0.1, 2, weight_floor=0.2)
-        return Phase("post-training", objective, two_pictures(), steps[1], 8, Optim(lr=1e-3), ema=EMA(0.9))
+        return Phase("post-training", objective, two_pictures(), steps[1], 8, Optim(lr=5e-4), ema=EMA(0.9))
 
     return [("pretraining", first), ("post-training", second)]
 

@@ -27,8 +27,8 @@ OPEN_SHARDS = 4
 def batch_of(rows: Sequence[Row], encode: Encode | None = None) -> dict[str, Any]:
     """Rows as a batch.
 
-    `x` the target and `source` the input, both (B, 3, H, W) in [−1, 1]; `task` (B,) int64; `mask` (B, 1, H, W) bool; and
-    `instruction`, a list of B texts, or in its place what `encode` makes of them.
+    `x` the target and `source` the input, both (B, 3, H, W) in [−1, 1]; `task` (B,) int64; `mask` (B, 1, H, W)
+    bool; and `instruction`, a list of B texts, or in its place what `encode` makes of them.
     """
     instructions = [row.instruction for row in rows]
     batch: dict[str, Any] = {

@@ -72,7 +72,7 @@ limits are left out: they were computed with bytes that wrap around."""
 
 
 class TaskGate:
-    """Gate 1. `predict(instruction)` names a task; a row of another is re-labelled, or dropped if `relabel` is False."""
+    """Gate 1. `predict(instruction)` names a task; a row of another is re-labelled, or dropped without `relabel`."""
 
     name = "task"
 

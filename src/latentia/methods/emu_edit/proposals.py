@@ -148,14 +148,15 @@ class LanguageSource:
         answer = parse_answer(self.model(prompt, TEMPERATURE, TOP_P, rng.getrandbits(31)))
         if answer["output_caption"] == caption:
             raise Rejected("caption unchanged")
-        objects = [without_possessive(answer[key]) for key in ("original_object", "edited_object")]
-        return Proposal(agent.task, answer["instruction"], caption, answer["output_caption"], *objects)
+        old, new = (without_possessive(answer[key]) for key in ("original_object", "edited_object"))
+        return Proposal(agent.task, answer["instruction"], caption, answer["output_caption"], old, new)
 
 
 def scene_examples(task: str, count: int, seed: int = 0, size: int = 64) -> tuple[Example, ...]:
     """Worked examples of a task from the world's training rows."""
     check_choice("task", task, TASKS)
-    rng, examples = Random(seed), list[Example]()
+    rng = Random(seed)
+    examples: list[Example] = []
     while len(examples) < count:
         try:
             row = TASKS[task].make(rng, World.of(size), "train")

@@ -82,7 +82,7 @@ def world_fingerprint() -> str:
 
 
 def read_shard(folder: Path, number: int) -> list[Row]:
-    """The rows of one shard. Raises `ArtifactError` for a missing column, a missing picture or parts that do not fit."""
+    """The rows of one shard. Raises `ArtifactError` for a missing column or picture, or parts that do not fit."""
     stem = Path(folder) / f"shard-{number:05d}"
     pixels = read_safetensors(stem.with_suffix(".safetensors"))
     absent = [name for name in _PIXELS if name not in pixels]

@@ -125,8 +125,8 @@ def _text_change(
     if kind == "remove":
         return with_word, scene, {"word": written.word}
     if kind == "replace":
-        old = rng.choice([w for w in WORDS if w != written.word and may_show(w, written.colour, split)])
-        return scene._replace(writing=written._replace(word=old)), with_word, {"word": old, "new": written.word}
+        word = rng.choice([w for w in WORDS if w != written.word and may_show(w, written.colour, split)])
+        return scene._replace(writing=written._replace(word=word)), with_word, {"word": word, "new": written.word}
     if kind == "recolour":
         options = [c for c in COLOURS if c != written.colour and may_show(written.word, c, split)]
         old = scene._replace(writing=written._replace(colour=rng.choice(options)))
@@ -136,7 +136,7 @@ def _text_change(
 
 
 def score_text(row: Row, edited: np.ndarray) -> dict[str, float]:
-    """Read the text by matching templates: every word in the right colour and font, every colour and font of the word."""
+    """Read the text by matching templates: every word, every colour and every font in the place of the right one."""
     world, after = World.of(len(row.image)), scene_from_json(row.meta["after"])
     written = after.writing
     options: list[Writing | None] = [None]

@@ -127,7 +127,7 @@ def score_local(row: Row, edited: np.ndarray) -> dict[str, float]:
 
 
 def _reads(row: Row, edited: np.ndarray, world: World, after: Scene, index: int, options: list[Thing]) -> bool:
-    """Whether the nearest of the target with its thing replaced by each option, of it without, and the input is right."""
+    """Whether the target is nearer than the input, than it without the thing, and than it with any other option."""
     rest = list(after.things)
     pictures = [row.target, row.image, world.picture(after.without(index))]
     for option in options:

@@ -15,8 +15,8 @@ from latentia.methods.emu_edit.tasks.vision import VISION_TASKS
 TASKS: dict[str, Task] = {
     task.name: task for task in (*REGION_TASKS, *FREE_FORM_TASKS, *VISION_TASKS, *TRANSLATION_TASKS)
 }
-"""local, texture, add, remove, background · global, style, text · detect, segment, color, depth, segmap, normal, sketch,
-pose."""
+"""local, texture, add, remove, background · global, style, text · detect, segment, color, depth, segmap, normal,
+sketch, pose."""
 
 TASK_NAMES = tuple(TASKS)
 

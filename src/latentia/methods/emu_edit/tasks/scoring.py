@@ -37,7 +37,7 @@ def psnr(error: float) -> float:
 
 
 def gain(row: Row, edited: np.ndarray) -> float:
-    """1 − e(edited, target) / e(input, target) in the edit region, e squared error: 1 the target, 0 the input or worse."""
+    """1 − e(edited, target) / e(input, target) in the edit region, e squared error: 1 target, 0 input or worse."""
     copied = squared_error(row.image, row.target, row.mask)
     return max(0.0, 1 - squared_error(edited, row.target, row.mask) / copied) if copied > 0 else 0.0
 

@@ -1,4 +1,4 @@
-"""The patterns of every kind of instruction. Slots: `{the}` a thing of the picture, `{a}` a new one, others as named."""
+"""The patterns of every kind of instruction. Slots: `{the}` a thing of the picture, `{a}` a new one."""
 
 _ASK = "(|please |now |i want you to |could you )"
 _IT = "(it|this picture|the image|the whole scene)"

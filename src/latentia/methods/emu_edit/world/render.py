@@ -207,7 +207,7 @@ def to_uint8(canvas: np.ndarray) -> np.ndarray:
 
 def box_of(mask: np.ndarray) -> Box:
     """The smallest box around a mask; all zeros for an empty one."""
-    rows, columns = mask.any(axis=1), mask.any(axis=0)
+    rows, columns = np.asarray(mask.any(axis=1)), np.asarray(mask.any(axis=0))
     if not rows.any():
         return (0, 0, 0, 0)
     top, left = int(rows.argmax()), int(columns.argmax())

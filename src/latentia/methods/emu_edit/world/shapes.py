@@ -144,7 +144,7 @@ def _drawn(shape: str, side: int, pose: int) -> np.ndarray:
             draw.line(place(points[[a, b]]), fill=255, width=round(_LINE * side))
         for x, y in points[1:]:
             disc(x, y, _LINE)
-        disc(*points[0], _HEAD)
+        disc(points[0, 0], points[0, 1], _HEAD)
     else:
         draw.polygon(place(np.array(_OUTLINES[shape])), fill=255)
     return np.asarray(canvas) > 127
