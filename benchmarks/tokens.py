@@ -1,6 +1,6 @@
 """Priors over tokens: tokens a second with and without a memory, and MaskGIT's 8 rounds against one token at a time.
 
-Codec, tokens (8×8, K = 128) and numbers of parameters are the same; weights are random, which costs the same. The
+Codec, tokens (8×8, K = 32) and numbers of parameters are the same; weights are random, which costs the same. The
 candidates alternate call by call, so that noise of the machine hits all alike; medians, and ratios of medians, in
 CPU time of one thread. Run: `python -m benchmarks tokens`.
 """
@@ -22,14 +22,14 @@ from latentia import (
 )
 from latentia.schedulers.tokens import draw, uniform
 
-CODES, SIDE = 128, 8
+CODES, SIDE = 32, 8
 ROUNDS = 8
 BATCHES = (1, 64)
 NETWORKS = {
     "autoregressive": {"width": 96, "num_layers": 4, "num_heads": 4},
     "masked": {"width": 96, "num_layers": 4, "num_heads": 4, "patch_size": 1},
-    "masked 2x2": {"width": 96, "num_layers": 4, "num_heads": 4, "patch_size": 2},
-    "masked 2x2 flat": {"width": 128, "num_layers": 2, "num_heads": 4, "patch_size": 2},
+    "masked 2x2": {"width": 128, "num_layers": 4, "num_heads": 4, "patch_size": 2},
+    "masked 2x2 flat": {"width": 144, "num_layers": 2, "num_heads": 4, "patch_size": 2},
 }
 
 

@@ -8,6 +8,14 @@ TINY_UNET = ("steps=2", "batch_size=8", "unet.channels=8,16", "unet.groups=4", "
 TINY_VAE = ("vae.steps=2", "vae.batch_size=8", "vae.channels=8,8,8", "vae.groups=4")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def few_formats():
+    """Reports of codecs compare image formats on a handful of pictures."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("latentia.recipes.codec_report.FORMAT_PIXELS", 2**11)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_ldm():
     """`digits-ldm` with two steps of tiny networks."""

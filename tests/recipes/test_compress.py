@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from latentia import AutoencoderKL, VQModel
+from latentia import AutoencoderKL, FlowMo, VQModel
 from latentia.cli.main import app
 from latentia.core.token_file import TokenFile
 from latentia.errors import InputError
@@ -111,3 +111,15 @@ def test_continuous_codecs_reconstruct_and_do_not_encode(picture, tmp_path):
     assert done.exit_code == 0
     with Image.open(tmp_path / "r.png") as back:
         assert back.size == (51, 37)
+
+
+def test_a_codec_of_one_size_takes_any_picture_in_tiles(picture):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tower = {"width": 16, "depth": 1, "heads": 2}
+        sizes = {f"{half}_{name}": value for half in ("encoder", "decoder") for name, value in tower.items()}
+        flowmo = FlowMo(image_size=16, patch_size=8, code_length=2, code_dim=4, num_inference_steps=1, **sizes)
+    file = encode_picture(flowmo, picture)
+    across, down = (-(-side // 16) for side in picture.size)
+    assert file.tokens.shape[0] == across * down
+    assert decode_tokens(flowmo, file).size == picture.size

@@ -102,7 +102,7 @@ def test_steps_are_rounds_or_have_no_meaning(masked_run, gpt_run, tmp_path):
 
 @pytest.mark.parametrize("name", ["ddim", "dpm++", "flow"])
 def test_samplers_of_noise_are_refused_by_name(run, name):
-    with pytest.raises(InputError, match="draws tokens, by its (Masked|Autoregressive)Scheduler: leave it out"):
+    with pytest.raises(InputError, match=r"draws tokens, by its (Masked|Autoregressive)Scheduler: leave it out"):
         open_pipeline(run, Request(scheduler=name))
 
 
@@ -131,6 +131,7 @@ def test_latent_diffusion_on_latents_of_a_vq_codec(masked_run, tmp_path):
         (["num_classes=0"], "label_dropout=0.1 needs classes"),
         (["num_classes=7"], "pictures=40 are judged by class"),
         (["transformer.heads=5"], "5 heads do not divide"),
+        (["label_dropout=0", "guidance=2"], "guidance=2.0 needs a null class"),
         (["num_classes=5"], "10 classes and num_classes=5"),
         (["data=nothing"], "no data called 'nothing'"),
         (["image_size=18"], "divisible by 4"),

@@ -155,3 +155,16 @@ def test_ruler_and_loss_are_different_networks_and_each_is_reproducible():
     assert photo_features.ROLES["ruler"] != photo_features.ROLES["loss"]
     assert not torch.allclose(ruler.features(x), loss.features(x), atol=1e-3)
     assert torch.equal(photo_features.ruler(None, digits).features(x), ruler.features(x))
+
+
+def test_labels_are_counted_without_reading_a_million_tiles(monkeypatch):
+    from latentia.data.dataset import TensorDataset
+    from latentia.data.photos import PhotoTiles
+    from latentia.recipes.photo_features import num_labels
+
+    monkeypatch.setattr(PhotoTiles, "batch", lambda *_: pytest.fail("read"))
+    tiles = registry.recipe("vqgan-photos").images()
+    assert len(tiles) > 10**6
+    assert num_labels(tiles) == 8  # classes of the training photographs; the highest is `rocket`
+    assert num_labels(TensorDataset({"x": torch.zeros(2, 1, 4, 4)})) == 0
+    assert num_labels(TensorDataset({"x": torch.zeros(2, 1, 4, 4), "label": torch.tensor([0, 4])})) == 5

@@ -5,8 +5,9 @@ import torch
 from pydantic import ValidationError
 
 from latentia import VQModel
+from latentia.data.dataset import TensorDataset
 from latentia.recipes.registry import recipe
-from latentia.recipes.vqvae import Tokenizer
+from latentia.recipes.vqvae import Tokenizer, TurnedDataset
 
 
 def test_bits_are_as_stated():
@@ -56,3 +57,16 @@ def test_a_small_run_saves_a_codec_and_its_numbers(tmp_path, monkeypatch):
     assert 0 < report["usage"]["perplexity"] <= report["usage"]["ceiling"] == 16
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"rec", "commitment", "perplexity", "perplexity_ceiling", "codes_used"} <= set(line)
+
+
+def test_turned_pictures_are_the_eight_orientations():
+    x = torch.arange(12.0).view(3, 1, 2, 2)
+    data = TurnedDataset(TensorDataset({"x": x, "label": torch.arange(3)}))
+    assert len(data) == 33
+    whole = data.batch(range(33))
+    assert torch.equal(whole["x"][:12], x.repeat(4, 1, 1, 1))
+    assert torch.equal(whole["label"], torch.arange(3).repeat(11))
+    first = {tuple(each.flatten().tolist()) for each in whole["x"][::3]}
+    turned = [torch.rot90(side, k, (-2, -1)) for side in (x[0], x[0].flip(-1)) for k in range(4)]
+    assert first == {tuple(each.flatten().tolist()) for each in turned}
+    assert torch.equal(data.batch([32, 5])["x"], whole["x"][[32, 5]])

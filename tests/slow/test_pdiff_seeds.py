@@ -1,4 +1,7 @@
-"""Whole networks from independent seeds reach what the recipe states. Minutes each: `make test-slow`."""
+"""Whole networks from independent seeds reach the targets set for them. Minutes each: `make test-slow`.
+
+The bounds are the targets themselves; they have no tolerance from a measured spread yet.
+"""
 
 import json
 

@@ -88,7 +88,10 @@ class CodecGAN(Recipe):
     data: str = Field(description="digits, photos, hf:NAME, or a folder of images")
     image_size: PositiveInt = Field(description="side of a picture (a tile) in pixels")
     image_channels: PositiveInt = Field(default=3, description="1 (grey) or 3 (RGB)")
-    flip: bool = Field(default=False, description="mirror each picture with probability one half")
+    augment: Literal["none", "flip", "symmetries"] = Field(
+        default="none",
+        description="flip: mirrored half of the time; symmetries: turned and mirrored two times in three",
+    )
     stride: PositiveInt = Field(default=1, description="pixels between the tiles of training photographs")
     scales: tuple[PositiveFloat, ...] = Field(default=(1.0, 0.5), description="sizes of the training photographs")
     loss: Literal["l1", "l2", "huber"] = Field(default="l1", description="reconstruction error")
@@ -109,6 +112,7 @@ class CodecGAN(Recipe):
     def images(self, split: str = "train") -> Dataset:
         """The pictures; training photographs are cut into overlapping tiles, at several sizes."""
         from latentia.recipes.sources import MirroredDataset, open_data
+        from latentia.recipes.vqvae import TurnedDataset
 
         if self.data == "photos" and split == "train":
             from latentia.data.photos import photos
@@ -116,7 +120,9 @@ class CodecGAN(Recipe):
             found: Dataset = photos(split, self.image_size, self.stride, self.scales, self.image_channels)
         else:
             found = open_data(self.data, split, self.image_size, self.image_channels)
-        return MirroredDataset(found) if self.flip and split == "train" else found
+        if split != "train" or self.augment == "none":
+            return found
+        return MirroredDataset(found) if self.augment == "flip" else TurnedDataset(found)
 
     def phases(self, bench: Bench) -> list[tuple[str, Callable[[], Phase]]]:
         """`features` if it is trained here, then `codec`."""

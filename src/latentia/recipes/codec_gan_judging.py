@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from latentia.core.files import write_text_atomic
-from latentia.core.images import grid
 from latentia.core.protocols import Codec, FeatureNetwork
-from latentia.recipes.codec_evaluation import CodecNumbers, evaluate_codec
+from latentia.recipes.codec_evaluation import CodecNumbers
+from latentia.recipes.codec_report import write_report
 
 if TYPE_CHECKING:
     from latentia.recipes.codec_gan import CodecGAN
 
-SHOWN = 16
 MOST = 2048
 """Pictures judged at most; a paper's 50,000 are for `latentia evaluate`."""
 
@@ -50,15 +47,10 @@ def rulers(recipe: CodecGAN, out: Path) -> list[FeatureNetwork]:
 
 
 def tell(recipe: CodecGAN, codec: Codec, out: Path) -> CodecNumbers:
-    """Judge the codec, write `out`/report.json and `out`/reconstructions.png; returns the numbers.
+    """Judge the codec, write `out`/report.json, report.html and reconstructions.png; returns the numbers.
 
     Photographs are judged on `report`, all other data on its test split.
     """
     split = "report" if recipe.data == "photos" else "test"
     pictures = held_out(recipe, split)
-    numbers, back = evaluate_codec(codec, pictures, rulers(recipe, out))
-    rows = torch.linspace(0, len(pictures) - 1, min(SHOWN, len(pictures))).long()
-    grid(torch.cat([pictures[rows], back[rows]]), columns=len(rows), scale=3).save(out / "reconstructions.png")
-    said = {"recipe": recipe.name, "split": split, **numbers.to_dict()}
-    write_text_atomic(out / "report.json", json.dumps(said, indent=2) + "\n")
-    return numbers
+    return write_report(recipe.name, codec, pictures, rulers(recipe, out), out, split)

@@ -103,7 +103,7 @@ def plan_cut(codec: Codec, height: int, width: int, tile: int | None = None, ove
 
     Raises `InputError` for sizes that the codec does not take.
     """
-    size = codec.config.sample_size
+    size = codec.config.get("sample_size") or codec.config.image_size  # FlowMo's name for it
     own = size if isinstance(size, int) else size[0]
     whole = isinstance(codec, SpatialCodec)
     tile = (0 if whole else own) if tile is None else tile

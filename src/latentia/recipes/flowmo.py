@@ -216,7 +216,8 @@ class FlowMoRecipe(Recipe):
         return torch.cat([x, *made])
 
     def finish(self, bench: Bench, results: Mapping[str, PhaseResult], out: Path) -> None:
-        """Save the averaged codec into `out`/pipeline and what judged it beside; a judged run writes numbers.json."""
+        """Save the averaged codec into `out`/pipeline and what judged it beside; a judged run
+        writes numbers.json and its report."""
         last = list(results)[-1]
         codec: Any = bench.parts["codec"]
         if self.judged:
@@ -228,6 +229,11 @@ class FlowMoRecipe(Recipe):
         codec.eval().save_pretrained(out / "pipeline")
         if "features" in bench.parts:
             bench.parts["features"].save_pretrained(out / "features")
+        if self.judged:
+            from latentia.recipes.codec_gan_judging import tell
+
+            judged: Any = self
+            tell(judged, codec.cpu(), out)
 
     def work(self) -> list[Work]:
         """The dry run: training of the features and of the codec, stage by stage; pretraining last, it is the main one.

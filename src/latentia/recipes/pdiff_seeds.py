@@ -39,7 +39,7 @@ SIZES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """About 5,000 parameters each: 5,450, 4,785 and 5,122."""
 RESTS: Mapping[str, float] = MappingProxyType({"convnet3": 0.3, "mlp3": 0.4, "resnet": 0.5})
-"""Found on training images that no network was fitted to: there generated networks are newer than the originals."""
+"""Provisional: set from short trainings with test numbers in view, and not yet measured in whole runs."""
 
 
 class TokenCodec(Value):
@@ -322,11 +322,13 @@ def decode_only(codec: ParameterTokenCodec, z: torch.Tensor) -> torch.Tensor:
 
 
 def pdiff_seeds() -> SeedDiffusion:
-    """Whole networks from independent seeds: generated, as good as their originals, and no copies of them.
+    """Whole networks from independent seeds, with plain p-diff and every control beside them.
 
     Command: latentia train pdiff-seeds network=convnet3 --out runs/seeds      (or mlp3, or resnet)
-    Cost:    TODO
-    Expect:  TODO
+    Cost:    not measured for these defaults; an estimate is 2 to 7 CPU minutes for the three runs of one network.
+    Expect:  not measured for these defaults. ConvNet-3 with seeds=200 and nothing of what the decoder is not told left
+             in the weights, three runs: generated 0.6 ± 0.3 points above its originals' mean of 89.1 %, but closer to
+             them (0.673) than they are to each other (0.643); plain p-diff 10.2 %. Gaussian codes do as well.
     """
     return SeedDiffusion(
         name="pdiff-seeds",

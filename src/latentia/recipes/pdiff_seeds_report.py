@@ -41,8 +41,9 @@ def tell(recipe: SeedDiffusion, bench: Bench, results: Mapping[str, PhaseResult]
         "principal components became their codes; a transformer over tokens of their weights, told "
         f"{recipe.codec.told} of them, learnt to decode codes into networks that predict what the originals predict; "
         f"a diffusion model learnt the codes, and {recipe.samples} networks were drawn from noise. All of it was done "
-        f"{recipe.runs} times, from the originals on, under other seeds. Settings were chosen on training images that "
-        "no network was fitted to (the matched noise alone seeks its similarity on test images); "
+        f"{recipe.runs} times, from the originals on, under other seeds. The train-selected network is chosen on "
+        "training images that no network was fitted to; the matched noise seeks its similarity on test images. The "
+        "recipe's own settings were found with test numbers in view, so small differences mean little; "
         "the table is of test images.",
     )
     tell_network(page, summary)

@@ -111,6 +111,19 @@ def _made(role: str, folder: str | os.PathLike[str] | None, data: Dataset | None
 
 
 def _damage(network: PhotoFeatures, data: Dataset) -> DamageObjective:
-    everything = data.batch(range(len(data)))
-    labels = everything.get("label")
-    return DamageObjective(network, 0 if labels is None else int(labels.max()) + 1)
+    return DamageObjective(network, num_labels(data))
+
+
+def num_labels(data: Dataset) -> int:
+    """Classes of `label`, 0 when there are none; no picture is read, a million tiles would not fit into memory."""
+    from latentia.data.dataset import TensorDataset
+    from latentia.data.photos import PhotoTiles
+    from latentia.recipes.sources import MirroredDataset, class_names
+    from latentia.recipes.vqvae import TurnedDataset
+
+    images = data.images if isinstance(data, MirroredDataset | TurnedDataset) else data
+    if isinstance(images, PhotoTiles):
+        return int(images.positions[:, 3].max()) + 1
+    if isinstance(images, TensorDataset):
+        return int(images.tensors["label"].max()) + 1 if "label" in images.tensors else 0
+    return len(class_names(images) or {})

@@ -77,6 +77,7 @@ class TokenPrior(Recipe):
     tokenizer: TrainedTokenizer = Field(description="the codec that is trained when none is given")
     transformer: Transformer = Field(description="the prior")
     label_dropout: Fraction = Field(default=0.0, description="share of labels replaced by the null class, for guidance")
+    guidance: NonNegativeFloat = Field(default=1.0, description="guidance scale of judged pictures and previews")
     label_smoothing: Fraction = Field(default=0.0, description="share of the target that is spread over all codes")
     optim: Optim = Field(default=Optim(), description="optimizer of the prior")
     ema: Average = Field(default=Average(), description="average of the prior's weights, which is saved")
@@ -89,6 +90,8 @@ class TokenPrior(Recipe):
     def _fits(self) -> Self:
         if self.label_dropout and not self.num_classes:
             raise ValueError(f"label_dropout={self.label_dropout} needs classes: set num_classes, or label_dropout=0")
+        if self.guidance > 1 and not self.label_dropout:
+            raise ValueError(f"guidance={self.guidance} needs a null class: set label_dropout, or guidance=1")
         if self.pictures and (self.num_classes < 2 or self.pictures % self.num_classes):
             raise ValueError(
                 f"pictures={self.pictures} are judged by class: give a multiple of num_classes={self.num_classes}, at "
@@ -332,14 +335,12 @@ class MaskedPrior(TokenPrior):
         return MaskedPipeline(**parts)
 
     def draws(self) -> list[tuple[str, dict[str, Any]]]:
-        """As many rounds as the recipe says, with and without guidance, and other numbers of rounds."""
-        n = self.rounds
-        found: list[tuple[str, dict[str, Any]]] = [(f"{n} rounds", {"num_inference_steps": n})]
-        found += [(f"{k} rounds", {"num_inference_steps": k}) for k in (1, 2, 4, 16) if k != n]
-        if self.label_dropout:
-            guided = {"num_inference_steps": n, "guidance_scale": 2.0, "guidance_schedule": "linear"}
-            found.insert(1, (f"{n} rounds, guidance 2 linear", guided))
-        return found
+        """As many rounds as the recipe says, guided as it says and not, and other numbers of rounds."""
+        own: dict[str, Any] = {"num_inference_steps": self.rounds}
+        found = guided(f"{self.rounds} rounds", own, self.guidance)
+        return found + [
+            (f"{k} rounds", {**found[0][1], "num_inference_steps": k}) for k in (1, 4, 16) if k != self.rounds
+        ]
 
 
 class AutoregressivePrior(TokenPrior):
@@ -380,8 +381,12 @@ class AutoregressivePrior(TokenPrior):
         return AutoregressivePipeline(**parts)
 
     def draws(self) -> list[tuple[str, dict[str, Any]]]:
-        """As the recipe says, with guidance, and from the model as it is."""
-        found: list[tuple[str, dict[str, Any]]] = [("as saved", {})]
-        if self.label_dropout:
-            found.append(("guidance 1.5", {"guidance_scale": 1.5}))
+        """As the recipe says, guided as it says and not, and from the model as it is."""
+        found = guided("one at a time", {}, self.guidance)
         return [*found, ("temperature 1, all codes", {"temperature": 1.0, "top_k": 0, "top_p": 1.0})]
+
+
+def guided(name: str, arguments: dict[str, Any], scale: float) -> list[tuple[str, dict[str, Any]]]:
+    """A call under guidance, and without; a single one where both are the same."""
+    plain = [(name, arguments)]
+    return plain if scale == 1 else [(f"{name}, guidance {scale:g}", {**arguments, "guidance_scale": scale}), *plain]

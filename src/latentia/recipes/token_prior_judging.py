@@ -57,6 +57,7 @@ def tell(recipe: TokenPrior, bench: Bench, results: Mapping[str, PhaseResult], o
         "held_out_bits": held_out_bits(recipe, bench, results),
         "codec": codec.to_dict(),
         "floor": floor.to_dict(),
+        "ceiling": judge.ceiling(n).to_dict(),
         "real, never trained on": numbers_of(judge(test, test_labels)),
         "rows": [
             {

@@ -27,7 +27,7 @@ def vqgan_transformer_imagenet() -> AutoregressivePrior:
     """VQGAN's class-conditional transformer on ImageNet 256×256: 256 tokens of 10 bits, 24 layers of 1024.
 
     Command: latentia train vqgan-transformer-imagenet data=FOLDER codec=FIRST_STAGE --out runs/vqgan-transformer
-    Cost:    64 EFLOP: about 16 A100-days. No task for 2 CPU cores.
+    Cost:    186 EFLOP: about 23 A100-days (7 more without a codec). No task for 2 CPU cores.
     Expect:  FID 15.98 of 50,000 samples without rejection (K = 16384, 1.4 B parameters), 5.20 with rejection and chosen
              sampling settings; for these 0.3 B on K = 1024 nothing is published.
 
@@ -35,8 +35,8 @@ def vqgan_transformer_imagenet() -> AutoregressivePrior:
     a VQ-VAE of its sizes is trained first, by reconstruction alone, and pictures are blurred.
 
     Deviations: the published ImageNet model is larger (48 layers of 1536, transformer.width=1536 transformer.layers=48
-    transformer.heads=24); how long it was trained is not published, here 300 epochs. Drawn with top-k 600 and top-p
-    0.92, as in its scripts.
+    transformer.heads=24); how long it was trained is not published, here 300 epochs of batches of 96.
+    Drawn with top-k 600 and top-p 0.92, as in its scripts.
     Source: configs and scripts of taming-transformers (24 layers, 16 heads, width 1024, lr 4.5e-6 a sample, betas 0.9
     and 0.95, weight decay 0.01).
     """
@@ -45,12 +45,12 @@ def vqgan_transformer_imagenet() -> AutoregressivePrior:
         data="imagenet",
         image_size=256,
         num_classes=1000,
-        steps=1_500_000,
-        batch_size=256,
-        accumulate=8,
+        steps=4_000_000,
+        batch_size=96,
+        accumulate=4,
         tokenizer=imagenet_tokenizer(),
         transformer=Transformer(width=1024, layers=24, heads=16),
-        optim=Optim(lr=4.5e-6 * 256, betas=(0.9, 0.95), weight_decay=0.01, clip=None),
+        optim=Optim(lr=4.5e-6 * 96, betas=(0.9, 0.95), weight_decay=0.01, clip=None),
         ema=Average(decay=0.0),
         top_k=600,
         top_p=0.92,
@@ -65,7 +65,7 @@ def maskgit_imagenet() -> MaskedPrior:
     """MaskGIT on ImageNet 256×256: 256 tokens of 10 bits, 24 layers of 768, 8 to 12 rounds.
 
     Command: latentia train maskgit-imagenet data=FOLDER codec=FIRST_STAGE --out runs/maskgit-imagenet
-    Cost:    1 EFLOP. No task for 2 CPU cores.
+    Cost:    143 EFLOP: about 18 A100-days (7 more without a codec). No task for 2 CPU cores.
     Expect:  FID 6.06 of 50,000 samples by the released model (512×512: 7.32), on a tokenizer with reconstruction FID
              2.28, without guidance.
 

@@ -57,7 +57,7 @@ TABLE_4 = ("FSQ", "plain logit-normal times", "encoder by MSE", "no perceptual l
 SIZES: dict[str, Size] = {
     "quick": Size(
         shares={
-            **{name: 0.12 for name in CODECS},
+            **dict.fromkeys(CODECS, 0.12),
             "flowmo-digits": 0.04,
             "flowmo-photos": 0.01,
             "post": 0.05,
@@ -70,13 +70,13 @@ SIZES: dict[str, Size] = {
         noted=96,
         ablations=TABLE_4,
         settings={
-            **{name: ("tokenizer.steps=250", "pictures=200") for name in ("maskgit-digits", "gpt-digits")},
+            **dict.fromkeys(("maskgit-digits", "gpt-digits"), ("tokenizer.steps=250", "pictures=200")),
             **{f"{kind}-{data}": ("perceptual.steps=80",) for kind in ("vqgan", "flowmo") for data in DATA},
         },
     ),
     "full": Size(
         shares={
-            **{name: 1.0 for name in CODECS},
+            **dict.fromkeys(CODECS, 1.0),
             "flowmo-photos": 0.25,
             "post": 1.0,
             "ablations": 0.06,
@@ -125,7 +125,6 @@ class TokenizersStudy(Recipe):
         """Carry out the missing stages; report.html and report.json of all that there are."""
         from latentia.recipes.tokenizers_study_report import write_study
         from latentia.recipes.tokenizers_study_stages import FUNCTIONS, check_needs
-        
 
         check_needs(self, out)
         stages = carry_out(STAGES, self.stages, FUNCTIONS, self, bench, out, progress=False)

@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 QUANTIZERS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("fsq", "digits"): ("codec.quantizer=fsq", "codec.code_dim=3", "codec.fsq_levels=8,8,4"),
     ("fsq", "photos"): ("codec.quantizer=fsq", "codec.code_dim=3", "codec.fsq_levels=8,8,8"),
-    ("lfq", "digits"): ("codec.quantizer=lfq", "codec.code_dim=8"),
-    ("lfq", "photos"): ("codec.quantizer=lfq", "codec.code_dim=9"),
+    ("lfq", "digits"): ("codec.quantizer=lfq", "codec.code_dim=8", "codec.latent_channels=8"),
+    ("lfq", "photos"): ("codec.quantizer=lfq", "codec.code_dim=9", "codec.latent_channels=9"),
 }
-"""VQ-VAE with another quantizer and the same number of codes."""
+"""VQ-VAE with another quantizer and the same number of codes; a bit of LFQ's is a channel, so it needs as many."""
 
 PRIORS = ("maskgit-digits", "gpt-digits")
 CURVE, SPENT, FIRST, LAST = "curve.jsonl", "spent.json", "pipeline-1a", "pipeline"
@@ -90,7 +90,8 @@ class Watch:
         """A point of the curve."""
         from latentia.recipes.codec_evaluation import evaluate_codec
 
-        assert self.pictures is not None and self.ruler is not None
+        assert self.pictures is not None
+        assert self.ruler is not None
         seconds, here = self.seconds(), (self.phase, self.step)
         numbers, _ = evaluate_codec(bench.parts["codec"], self.pictures, [self.ruler])
         line = {"phase": self.phase, "step": self.step, "cpu_seconds": round(seconds, 1), "n": numbers.n}
@@ -143,7 +144,7 @@ class WatchedFlowMo(FlowMoRecipe):
         keep_codec(self._watch, results[list(results)[-1]], bench, out / LAST)
 
 
-WATCHED = {VQVAE: WatchedVQVAE, VQGAN: WatchedVQGAN, FlowMoRecipe: WatchedFlowMo}
+WATCHED: Mapping[type[Recipe], type[Recipe]] = {VQVAE: WatchedVQVAE, VQGAN: WatchedVQGAN, FlowMoRecipe: WatchedFlowMo}
 
 
 def keep_codec(watch: Watch, result: PhaseResult, bench: Bench, folder: Path) -> None:
@@ -223,7 +224,8 @@ def shortened(plain: Recipe, share: float, points: int, post: float, study: Toke
 
 def run_watched(recipe: Recipe, folder: Path, pictures: torch.Tensor | None, ruler: FeatureNetwork | None) -> None:
     """Carry a codec's run out in `folder`, or go on with the one that is there."""
-    changed: Any = WATCHED[type(recipe)].model_validate(recipe.model_dump())
+    kind: Any = WATCHED[type(recipe)]
+    changed = kind.model_validate(recipe.model_dump())
     changed._watch = Watch(folder, pictures, ruler)
     go_on(changed, folder)
 

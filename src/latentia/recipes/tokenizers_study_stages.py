@@ -92,7 +92,7 @@ def formats(study: TokenizersStudy, bench: Bench) -> Numbers:
     for data in DATA:
         side, bits = BITS[data]
         rate = bits / side**2
-        x, labels = judged(bench, data, SIZES[study.size].pictures)
+        x = judged(bench, data, SIZES[study.size].pictures)[0]
         both = {
             name: evaluate_formats(x, rate, [ruler(bench, data)], headers=headers)
             for name, headers in (("without headers", False), ("with headers", True))

@@ -82,7 +82,7 @@ class PaperVQGAN(VQGANBase):
 
 def like(plain: VQVAE, name: str, perceptual: Perceptual, discriminator: Adversary) -> VQGAN:
     """The VQGAN of a VQ-VAE: network, bits, pictures and steps alike, the error L1."""
-    same = ("data", "image_size", "image_channels", "flip", "stride", "scales", "codec", "optim", "ema")
+    same = ("data", "image_size", "image_channels", "augment", "stride", "scales", "codec", "optim", "ema")
     run = ("steps", "batch_size", "channels_last", "save_every")
     given = {field: getattr(plain, field) for field in (*same, *run)}
     return VQGAN(name=name, perceptual=perceptual, discriminator=discriminator, **given)

@@ -20,6 +20,9 @@ OUTSIDE = 20.0
 MAX_PSNR = 60.0
 """PSNR reported for equal pixels, where it would be infinite."""
 
+STRUCTURE = 0.5
+"""Least `structure` of a success in edits of the whole picture: a flat grey is no relief, however near."""
+
 OVERLAP = 0.5
 """Least intersection over union of a success in detection and segmentation."""
 
@@ -40,6 +43,13 @@ def gain(row: Row, edited: np.ndarray) -> float:
     """1 − e(edited, target) / e(input, target) in the edit region, e squared error: 1 target, 0 input or worse."""
     copied = squared_error(row.image, row.target, row.mask)
     return max(0.0, 1 - squared_error(edited, row.target, row.mask) / copied) if copied > 0 else 0.0
+
+
+def structure(row: Row, edited: np.ndarray) -> float:
+    """1 − e(edited, target) / e(the target's mean colour, target), e squared error: 1 the target, 0 a flat picture."""
+    mean = row.target.astype(np.float32).mean(axis=(0, 1))
+    flat = squared_error(np.broadcast_to(mean, row.target.shape), row.target)
+    return max(0.0, 1 - squared_error(edited, row.target) / flat) if flat > 0 else 1.0
 
 
 def measures(row: Row, edited: np.ndarray) -> dict[str, float]:
@@ -67,9 +77,15 @@ def nearest(edited: np.ndarray, candidates: Sequence[np.ndarray], where: np.ndar
 
 
 def verdict(row: Row, edited: np.ndarray, read: bool | float, name: str = "read") -> dict[str, float]:
-    """All `measures`, the reading (1: as ordered) and `success`: read right, `GAIN` reached, the outside kept."""
+    """All `measures`, the reading (1: as ordered) and `success`: read right, `GAIN` reached, the outside kept.
+
+    Where there is no outside, `structure` takes its place.
+    """
     found = measures(row, edited)
     kept = found.get("psnr_outside", MAX_PSNR) >= OUTSIDE
+    if row.mask.all():
+        found["structure"] = structure(row, edited)
+        kept = found["structure"] >= STRUCTURE
     success = float(float(read) >= 1 and found["gain"] >= GAIN and kept)
     return {"success": success, name: float(read), **found}
 
