@@ -1,6 +1,6 @@
 """Priors over tokens: tokens a second with and without a memory, and MaskGIT's 8 rounds against one token at a time.
 
-Codec, tokens (8×8, K = 32) and numbers of parameters are the same; weights are random, which costs the same. The
+Codec and tokens (8×8, K = 32) are those of the digit recipes; weights are random, which costs the same. The
 candidates alternate call by call, so that noise of the machine hits all alike; medians, and ratios of medians, in
 CPU time of one thread. Run: `python -m benchmarks tokens`.
 """

@@ -122,6 +122,19 @@ def test_plan_table_shows_the_numbers():
         assert shown in text
 
 
+def test_a_study_s_many_runs_are_lines():
+    recipe = override(
+        registry.recipe("tokenizers-study"), ["stages=vqvae-digits,fsq-digits,vqgan-digits,flowmo-digits"]
+    )
+    plan = recipe.plan(measure=False)
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(plan_table(plan))
+    lines = [line for line in console.export_text().splitlines() if ": codec" in line or ": pretraining" in line]
+    assert len(plan.rows) > 8
+    assert lines[0].split()[:3] == ["vqvae-digits:", "codec", "codec"]
+    assert all(line.rstrip().endswith("not measured") for line in lines)
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0, "0"), (999, "999"), (999.7, "1 k"), (35_746_307, "35.7 M"), (1234, "1.23 k"), (3.8e18, "3.8 E")],

@@ -31,7 +31,13 @@ PRIOR = (
     *("tokenizer.groups=4", "transformer.width=16", "transformer.layers=1", "judge_steps=2", "pictures=10"),
 )
 TINY = Size(
-    shares={**dict.fromkeys(CODECS, 0.001), "post": 0.001, "ablations": 0.0001, "priors": 0.001},
+    shares={
+        **dict.fromkeys(CODECS, 0.001),
+        "post-digits": 0.001,
+        "post-photos": 0.001,
+        "ablations": 0.0001,
+        "priors": 0.001,
+    },
     pictures=8,
     sampled=4,
     points=2,

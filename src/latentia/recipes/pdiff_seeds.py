@@ -38,32 +38,42 @@ SIZES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"convnet3": {"width": 16}, "mlp3": {}, "resnet": {"width": 8, "blocks": (1, 1)}}
 )
 """About 5,000 parameters each: 5,450, 4,785 and 5,122."""
-RESTS: Mapping[str, float] = MappingProxyType({"convnet3": 0.3, "mlp3": 0.4, "resnet": 0.5})
-"""Provisional: set from short trainings with test numbers in view, and not yet measured in whole runs."""
+HALVINGS = 8
+"""Of the interval in which the share that stays in the weights is sought."""
+
+
+Share = Annotated[float, Field(ge=0, le=2)]
 
 
 class TokenCodec(Value):
     """The codec of whole networks (`ParameterTokenCodec`) and the phase that trains it on behaviour."""
 
-    told: PositiveInt = Field(default=16, description="components of a code that its decoder is told")
-    rest: Fraction | None = Field(
-        default=None, description="share in which the others stay: more is newer, less accurate; none for the network's"
+    told: PositiveInt = Field(default=8, description="components of a code that its decoder is told")
+    rests: tuple[Share, Share] = Field(
+        default=(0.5, 1.0), description="shares in which the others stay in the weights while training"
+    )
+    rest: Share | None = Field(
+        default=None, description="that share in generating: more is newer, less accurate; none: sought, see `newer`"
+    )
+    newer: NonNegativeFloat = Field(
+        default=0.01,
+        description="similarity by which generated networks shall be newer than originals on selection data",
     )
     token_size: PositiveInt = Field(default=144, description="parameters in one token; 144 is a filter of 16 × 3 × 3")
     width: PositiveInt = Field(default=64, description="width of the transformer over tokens")
     layers: PositiveInt = Field(default=2, description="its layers")
-    noise: Fraction = Field(default=0.3, description="share of noise in the codes while training")
+    noise: Fraction = Field(default=0.5, description="share of noise in the codes while training")
     pure: Fraction = Field(default=1.0, description="share of codes of one original; the rest lies between two")
     structure: NonNegativeFloat = Field(default=0.001, description="weight of the correction's size in the loss")
-    num_images: PositiveInt = Field(default=64, description="images on which behaviour is compared in one step")
+    num_images: PositiveInt = Field(default=128, description="images on which behaviour is compared in one step")
     image_noise: NonNegativeFloat = Field(default=0.1, description="standard deviation of the noise added to them")
-    steps: PositiveInt = Field(default=1800, description="optimizer steps of the codec's phase")
+    steps: PositiveInt = Field(default=2200, description="optimizer steps of the codec's phase")
     batch_size: PositiveInt = Field(default=8, description="networks in one optimizer step, over all processes")
     optim: Optim = Field(
         default=Optim(lr=4e-3, schedule="linear", warmup=20, weight_decay=0.01), description="optimizer of the codec"
     )
 
-    def build(self, shapes: tuple[tuple[int, ...], ...], codes: int, rest: float) -> ParameterTokenCodec:
+    def build(self, shapes: tuple[tuple[int, ...], ...], codes: int) -> ParameterTokenCodec:
         """The codec with `codes` codes for networks with tensors of these shapes."""
         from latentia.methods.pdiff.token_codec import ParameterTokenCodec
 
@@ -74,12 +84,14 @@ class TokenCodec(Value):
             width=self.width,
             num_layers=self.layers,
             num_told=self.told,
-            rest=rest if self.rest is None else self.rest,
+            rest=1.0 if self.rest is None else self.rest,
         )
 
     def objective(self) -> dict[str, Any]:
         """Keywords of `BehaviourObjective`."""
-        return {name: getattr(self, name) for name in ("num_images", "image_noise", "noise", "pure", "structure")}
+        return {
+            name: getattr(self, name) for name in ("num_images", "image_noise", "noise", "pure", "structure", "rests")
+        }
 
 
 class Plain(Value):
@@ -184,7 +196,7 @@ class SeedDiffusion(Recipe):
 
         originals, matched = self.checkpoints(bench), self.matched(bench)
         layout = originals.layout
-        codec = bench.keep("codec", self.codec.build(layout.shapes, self.codes, RESTS[self.network]))
+        codec = bench.keep("codec", self.codec.build(layout.shapes, self.codes))
         bench.keep("codes", codec.fit(matched))
         images = self.task.build().fit[0]
         return Phase(
@@ -233,9 +245,36 @@ class SeedDiffusion(Recipe):
             measuring=None if images is None else (self.network, self.sizes(), images),
         )
         codec, unet = (parts[name].cpu().requires_grad_(False).eval() for name in ("codec", "unet"))
+        if self.codec.rest is None:
+            codec.set_rest(parts["rest"] if "rest" in parts else bench.keep("rest", self.sought_rest(bench, codec)))
         pipe = ParameterDiffusionPipeline(codec, unet, parts["scheduler"], template)
         pipe.set_progress_bar_config(disable=True)
         return pipe
+
+    def sought_rest(self, bench: Bench, codec: ParameterTokenCodec) -> float:
+        """The least share in the weights at which networks of normal codes are as new as `codec.newer` asks.
+
+        Novelty is measured on the selection images alone: similarity to the nearest original, against the originals'
+        own. Test images play no part.
+        """
+        import torch
+
+        from latentia.core.rng import derive_seed
+        from latentia.methods.pdiff.similarity import nearest_similarity, own_nearest_similarity
+        from latentia.methods.pdiff.token_codec import MOST
+        from latentia.recipes.pdiff_seeds_judging import scorers
+
+        select, _ = scorers(self, self.checkpoints(bench))
+        originals = select.wrong(self.matched(bench))
+        goal = float(own_nearest_similarity(originals).mean()) - self.codec.newer
+        generator = torch.Generator().manual_seed(derive_seed("rest", self.seed))
+        z = torch.randn(self.samples, self.codes, 1, generator=generator)
+        low, high = 0.0, MOST
+        for _ in range(HALVINGS):
+            codec.set_rest((low + high) / 2)
+            similarity = float(nearest_similarity(select.wrong(codec.decode_all(z)), originals)[0].mean())
+            low, high = (codec.rest, high) if similarity > goal else (low, codec.rest)
+        return high
 
     def measuring_images(self) -> torch.Tensor | None:
         """Images on which BatchNorm's statistics are measured anew; None where there is no BatchNorm."""
@@ -304,7 +343,7 @@ class SeedDiffusion(Recipe):
         return [
             Work("codec", self.network, self.build, images, seen, fitted, fitted),
             Work(
-                *("codec", "codec", partial(codec.build, layout.shapes, self.codes, RESTS[self.network]), codes),
+                *("codec", "codec", partial(codec.build, layout.shapes, self.codes), codes),
                 *(codec.steps * codec.batch_size, codec.batch_size, codec.batch_size),
                 call=decode_only,
             ),

@@ -15,7 +15,7 @@ SAVED = "recipe.json"
 
 
 def run_recipe(recipe: Recipe, out: str | os.PathLike[str], resume: bool = False, progress: bool = True) -> Path:
-    """Train `recipe` into the folder `out` and return the folder of its pipeline, `out`/pipeline.
+    """Train `recipe` into the folder `out` and return the folder of its pipeline, `out`/pipeline; `out` of a study.
 
     `out` also holds recipe.json, metrics.jsonl, tensorboard/, samples/ and checkpoints/. Under `torchrun` every process
     calls this; the first one writes.
@@ -52,7 +52,7 @@ def run_recipe(recipe: Recipe, out: str | os.PathLike[str], resume: bool = False
     if first:
         recipe.finish(bench, results, folder)
     PartialState().wait_for_everyone()
-    return folder / "pipeline"
+    return folder / "pipeline" if phases else folder
 
 
 def start_or_saved(name: str, folder: Path, resume: bool) -> Recipe:

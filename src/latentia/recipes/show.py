@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from latentia.metrics.measurement import Measurement
     from latentia.recipes.plan import Plan, Row
     from latentia.recipes.recipe import Recipe
+
+
+WIDEST = 8
+"""Columns of a dry run; more phases than that become lines."""
+IN_LINES = ("network", "parameters", "samples × batch", "whole phase", "time here")
+"""What such a line says."""
 
 
 def count(value: float, unit: str = "") -> str:
@@ -60,14 +66,28 @@ def plan_table(plan: Plan) -> Group:
         ("time here", lambda row: duration(row.seconds_here) + ("" if row.measured or not row.seconds_here else " *")),
         ("time on one A100", lambda row: duration(row.seconds_a100)),
     )
-    for label, cell in lines:
-        table.add_row(label, *(cell(row) for row in plan.rows))
+    if len(plan.rows) > WIDEST:  # a study of many runs: a line each, and what fits
+        table = long_table(plan, dict(lines))
+    else:
+        for label, cell in lines:
+            table.add_row(label, *(cell(row) for row in plan.rows))
     total = (
         f"total: {count(plan.parameters)} parameters trained, {count(plan.total_flops, 'FLOP')}, "
         f"{count(plan.memory_bytes, 'B')} of memory, {duration(plan.seconds_here)} here ({plan.machine}), "
         f"{duration(plan.seconds_a100)} on one A100"
     )
     return Group(table, Text(total), Text("\n".join(_assumptions(plan)), style="dim"))
+
+
+def long_table(plan: Plan, lines: Mapping[str, Callable[[Row], str]]) -> Table:
+    """A dry run's phases from top to bottom."""
+    table = Table(title=f"{plan.recipe}: dry run", title_justify="left", box=None, pad_edge=False)
+    table.add_column("phase")
+    for label in IN_LINES:
+        table.add_column(label, justify="left" if label == "network" else "right")
+    for row in plan.rows:
+        table.add_row(row.phase, *(lines[label](row) for label in IN_LINES))
+    return table
 
 
 def _assumptions(plan: Plan) -> list[str]:

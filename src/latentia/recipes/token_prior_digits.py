@@ -23,8 +23,8 @@ def maskgit_digits() -> MaskedPrior:
 
     Command: latentia train maskgit-digits --out runs/maskgit-digits
     Cost:    about 4 CPU minutes.
-    Expect:  accuracy_digits 0.98 in 8 rounds, without guidance (540 pictures, at least 0.95); frechet_digits about 3;
-             nearest-training-image distance 1.05 × held-out images'.
+    Expect:  accuracy_digits 0.99 in 8 rounds, without guidance (540 pictures, at least 0.95); frechet_digits about 3;
+             nearest-training-image distance 1.1 × held-out images'.
 
     2×2 tokens share a position, so that a round costs a quarter. What counts as confident is noisier than in MaskGIT:
     with choice_temperature=4.5 pictures are sharper, and less like all that there are (frechet_digits 5).

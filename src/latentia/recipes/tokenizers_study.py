@@ -33,7 +33,7 @@ class Size:
     """How much of everything.
 
     Attributes:
-        shares: of the published steps, by stage; `ablations`, `priors` and `post` (stage 1B) too.
+        shares: of the published steps, by stage; `post-digits`, `post-photos`: of stage 1B's.
         pictures: judged in the tables, at most.
         sampled: judged with every sampler.
         points: of a curve against compute.
@@ -57,12 +57,13 @@ TABLE_4 = ("FSQ", "plain logit-normal times", "encoder by MSE", "no perceptual l
 SIZES: dict[str, Size] = {
     "quick": Size(
         shares={
-            **dict.fromkeys(CODECS, 0.12),
+            **dict.fromkeys(CODECS, 0.09),
             "flowmo-digits": 0.04,
-            "flowmo-photos": 0.01,
-            "post": 0.05,
-            "ablations": 0.008,
-            "priors": 0.4,
+            "flowmo-photos": 0.008,
+            "post-digits": 0.05,
+            "post-photos": 0.03,
+            "ablations": 0.006,
+            "priors": 0.25,
         },
         pictures=256,
         sampled=96,
@@ -70,7 +71,7 @@ SIZES: dict[str, Size] = {
         noted=96,
         ablations=TABLE_4,
         settings={
-            **dict.fromkeys(("maskgit-digits", "gpt-digits"), ("tokenizer.steps=250", "pictures=200")),
+            **dict.fromkeys(("maskgit-digits", "gpt-digits"), ("tokenizer.steps=150", "pictures=100")),
             **{f"{kind}-{data}": ("perceptual.steps=80",) for kind in ("vqgan", "flowmo") for data in DATA},
         },
     ),
@@ -78,7 +79,8 @@ SIZES: dict[str, Size] = {
         shares={
             **dict.fromkeys(CODECS, 1.0),
             "flowmo-photos": 0.25,
-            "post": 1.0,
+            "post-digits": 1.0,
+            "post-photos": 0.3,
             "ablations": 0.06,
             "priors": 1.0,
         },
@@ -94,7 +96,7 @@ class TokenizersStudy(Recipe):
     """Trains nothing itself: each codec is a run of its own recipe in OUT/stages, and so are ablations and priors."""
 
     runtime: ClassVar[frozenset[str]] = Recipe.runtime | {"stages"}
-    next_command: ClassVar[str] = "look at {pipeline}/../report.html"
+    next_command: ClassVar[str] = "open {pipeline}/report.html"
 
     steps: PositiveInt = Field(default=1, description="not used: `size` gives each stage its steps")
     batch_size: PositiveInt = Field(default=1, description="not used: each stage has its own")

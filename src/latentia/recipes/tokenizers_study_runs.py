@@ -166,7 +166,9 @@ def published(stage: str) -> Recipe:
 def codec_run(study: TokenizersStudy, stage: str) -> Recipe:
     """The shortened run of a codec's stage."""
     size = SIZES[study.size]
-    return shortened(published(stage), size.shares[stage], size.points, size.shares["post"], study)
+    return shortened(
+        published(stage), size.shares[stage], size.points, size.shares[f"post-{stage.split('-')[1]}"], study
+    )
 
 
 def ablation_runs(study: TokenizersStudy) -> dict[str, Recipe]:

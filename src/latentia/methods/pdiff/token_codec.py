@@ -37,6 +37,9 @@ from latentia.methods.pdiff.layout import ParameterLayout, StateDict
 from latentia.methods.pdiff.tokens import ParameterTokenTransformer
 from latentia.training.objective import Loss, Objective, take
 
+MOST = 2.0
+"""Times their own spread that the components which the transformer is not told may have."""
+
 
 class ParameterTokenCodec(ModelMixin):
     """Networks (B, D) ↔ codes (B, r, 1); see the module. `fit` measures mean, scale and components.
@@ -48,7 +51,7 @@ class ParameterTokenCodec(ModelMixin):
         shapes: of the network's tensors, in the order of the vector (`ParameterLayout.shapes`).
         num_codes: r; at most one less than there are networks to fit.
         num_told: how many of them the transformer is told, the largest first; None: all.
-        rest: share in [0, 1] in which the others stay in the weights.
+        rest: share in [0, 2] in which the others stay in the weights; 1 as in the originals.
         token_size, width, num_layers, num_heads, expansion, learned_positions: of `ParameterTokenTransformer`.
     """
 
@@ -74,7 +77,7 @@ class ParameterTokenCodec(ModelMixin):
         self.told = num_codes if num_told is None else check_count("num_told", num_told)
         if self.told > num_codes:
             raise ConfigError(f"num_told={num_told} is more than num_codes={num_codes}: tell at most all")
-        self.rest = check_number("rest", rest, 0, 1)
+        self.rest = check_number("rest", rest, 0, MOST)
         self.refiner = ParameterTokenTransformer(
             shapes, token_size, width, num_layers, num_heads, expansion, self.told, learned_positions
         )
@@ -82,6 +85,11 @@ class ParameterTokenCodec(ModelMixin):
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
         self.register_buffer("basis", torch.zeros(num_codes, size))
+
+    def set_rest(self, rest: float) -> None:
+        """Decode with another share from now on, and after saving and loading. Raises `InputError` outside [0, 2]."""
+        self.rest = check_number("rest", rest, 0, MOST)
+        self.record(rest=self.rest)
 
     @torch.no_grad()
     def fit(self, vectors: Tensor) -> Tensor:
@@ -124,13 +132,17 @@ class ParameterTokenCodec(ModelMixin):
         """Codes (B, r, 1) → the networks (B, D) of the PCA control, without the transformer."""
         return self.mean + self.scale * (z.squeeze(2) @ self.basis)
 
-    def decode_parts(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (B, r, 1) → linear reconstruction and the transformer's correction of it, standardised (B, D) each."""
+    def decode_parts(self, z: Tensor, rest: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Codes (B, r, 1) → linear reconstruction and the transformer's correction of it, standardised (B, D) each.
+
+        `rest` (B, 1): a share of each network's own, in place of the codec's.
+        """
         if z.ndim != 3 or tuple(z.shape[1:]) != (len(self.basis), 1):
             raise InputError(f"expected codes (B, {len(self.basis)}, 1), got {tuple(z.shape)}")
         codes = z.squeeze(2)
         told, others = codes.split((self.told, len(self.basis) - self.told), dim=1)
-        rough = torch.cat((told, self.rest * others), dim=1) @ self.basis
+        share = self.rest if rest is None else rest
+        rough = torch.cat((told, share * others), dim=1) @ self.basis
         (correction,) = self.refiner(rough, codes=told, return_dict=False)
         return rough, correction
 
@@ -175,6 +187,8 @@ class BehaviourObjective(Objective):
         noise: c in [0, 1], share of noise in the codes: the ξ_Z of p-diff.
         pure: share of samples that are an original, in [0, 1].
         structure: weight of the correction's size, in units of each tensor's spread.
+        rests: the share of what the transformer is not told is drawn between these, for each network anew, so that one
+            codec decodes with any of them; None: always the codec's own.
 
     Parts: `behaviour` (nats an image) and `correction`. Reads `x` (B, D), matched originals, from the batch.
     """
@@ -194,6 +208,7 @@ class BehaviourObjective(Objective):
         noise: float = 0.3,
         pure: float = 0.5,
         structure: float = 0.01,
+        rests: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         layout.check(base, "the base network")
@@ -209,10 +224,11 @@ class BehaviourObjective(Objective):
         self.noise = check_number("noise", noise, 0, 1)
         self.pure = check_number("pure", pure, 0, 1)
         self.structure = check_number("structure", structure, 0)
+        self.rests = None if rests is None else tuple(check_number("rests", end, 0, MOST) for end in rests)
 
     def settings(self) -> dict[str, Any]:
         """Everything but modules and images."""
-        own = ("num_images", "image_noise", "noise", "pure", "structure")
+        own = ("num_images", "image_noise", "noise", "pure", "structure", "rests")
         return {name: getattr(self, name) for name in own}
 
     def forward(self, batch: Batch, turn: str = "main", step: int = 0) -> Loss:
@@ -222,7 +238,10 @@ class BehaviourObjective(Objective):
         images = torch.add(images, torch.randn_like(images), alpha=self.image_noise)
         with torch.no_grad():
             z, target = self._mix(self.codec.to_latents(originals), self.logits(originals, images).softmax(-1))
-        rough, correction = self.codec.decode_parts(z)
+        rest = None
+        if self.rests is not None:
+            rest = torch.empty(len(z), 1, device=z.device).uniform_(*self.rests)
+        rough, correction = self.codec.decode_parts(z, rest)
         made = self.codec.mean + self.codec.scale * (rough + correction)
         said = self.logits(made, images).log_softmax(-1)
         behaviour = F.kl_div(said, target, reduction="sum") / (len(said) * len(images))
