@@ -75,3 +75,26 @@ def test_a_collapsed_codebook_is_said():
     usage = {"perplexity": 3.0, "ceiling": 512, "used": 9, "codes": 512}
     assert "collapsed" in told_usage(usage)
     assert "collapsed" not in told_usage(usage | {"perplexity": 300.0})
+
+
+def test_flowmo_writes_the_same_report(tmp_path, monkeypatch):
+    from latentia.metrics.classifier import ConvClassifier
+    from latentia.recipes import registry
+    from latentia.recipes.overrides import override
+    from latentia.recipes.run import run_recipe
+
+    judge = ConvClassifier(name="digits", num_classes=10, in_channels=1).eval()
+    few = digits("test", 16).batch(range(6))["x"]
+    monkeypatch.setattr("latentia.recipes.codec_gan_judging.rulers", lambda recipe, out: [judge])
+    monkeypatch.setattr("latentia.recipes.codec_gan_judging.MOST", 6)
+    monkeypatch.setattr("latentia.recipes.flowmo_judging.ruler", lambda recipe, bench: judge)
+    monkeypatch.setattr("latentia.recipes.flowmo_judging.test_pictures", lambda recipe: few)
+    sizes = [f"sizes.{half}.{name}" for half in ("encoder", "decoder") for name in ("width=16", "depth=1")]
+    small = ["steps=2", "batch_size=4", "post.steps=0", "perceptual.steps=1", "sampling.steps=1", "preview_every=2"]
+    run_recipe(
+        override(registry.recipe("flowmo-digits"), [*small, *sizes, "device=cpu"]), tmp_path / "run", False, False
+    )
+    told = json.loads((tmp_path / "run/report.json").read_text())
+    assert (told["recipe"], told["n"], told["bits_per_pixel"]) == ("flowmo-digits", 6, 0.5)
+    assert "flowmo-digits" in (tmp_path / "run/report.html").read_text()
+    assert (tmp_path / "run/numbers.json").is_file()

@@ -54,7 +54,9 @@ def gpt_digits() -> AutoregressivePrior:
 
     Command: latentia train gpt-digits --out runs/gpt-digits
     Cost:    about 5 CPU minutes.
-    Expect:  accuracy_digits at least 0.95 (540 pictures).
+    Expect:  accuracy_digits 0.98 with guidance 1.5 (540 pictures, at least 0.95), 0.89 without; frechet_digits about 8.
+
+    A token drawn wrongly is never drawn again, so guidance is worth more than to `maskgit-digits`.
     """
     return AutoregressivePrior(
         name="gpt-digits",
