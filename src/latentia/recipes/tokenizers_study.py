@@ -61,7 +61,7 @@ SIZES: dict[str, Size] = {
             "flowmo-digits": 0.04,
             "flowmo-photos": 0.008,
             "post-digits": 0.05,
-            "post-photos": 0.03,
+            "post-photos": 0.015,
             "ablations": 0.006,
             "priors": 0.25,
         },
@@ -78,9 +78,9 @@ SIZES: dict[str, Size] = {
     "full": Size(
         shares={
             **dict.fromkeys(CODECS, 1.0),
-            "flowmo-photos": 0.25,
+            "flowmo-photos": 0.2,
             "post-digits": 1.0,
-            "post-photos": 0.3,
+            "post-photos": 0.2,
             "ablations": 0.06,
             "priors": 1.0,
         },

@@ -18,7 +18,19 @@ from latentia.recipes.tokenizers_study_kept import BITS, read_pictures, slug
 if TYPE_CHECKING:
     from PIL import Image
 
-INK = {"VQ-VAE": 0, "FSQ": 4, "LFQ": 5, "VQGAN": 1, "FlowMo-1A": 2, "FlowMo-1A+1B": 3, "jpeg": 7, "webp": 6, "avif": 1}
+INK = {"VQ-VAE": 0, "FSQ": 4, "LFQ": 5, "VQGAN": 1, "FlowMo-1A": 2, "FlowMo-1A+1B": 3, "FlowMo": 3}
+INK |= {"jpeg": 7, "webp": 6, "avif": 1}
+    "VQ-VAE": 0,
+    "FSQ": 4,
+    "LFQ": 5,
+    "VQGAN": 1,
+    "FlowMo-1A": 2,
+    "FlowMo-1A+1B": 3,
+    "FlowMo": 3,
+    "jpeg": 7,
+    "webp": 6,
+    "avif": 1,
+}
 CROP, CORNER = 128, (150, 230)
 """Side of the detail of the whole photograph, and its (top, left): the spoon on the saucer."""
 ORDER = ("original", *INK)
@@ -53,7 +65,7 @@ def rate_distortion(data: str, codecs: Mapping[str, Any], formats: Mapping[str, 
     across = logarithmic([a for a, _ in marks.values()])
     plane = Plot(across, Axis.of([b for _, b in marks.values()]), f"{name} (left is better)", "PSNR, dB", 520, 320)
     for label, mark in marks.items():
-        plane.scatter(label, [mark], INK[label], size=5)
+        plane.scatter(label, [mark], INK[label], None if label in codecs else "star", size=5)
     side, bits = BITS[data]
     planes.append((plane.svg(), f"{data}: both rulers, at {bits / side**2:.4g} bits per pixel"))
     return Figure(tuple(planes), "")

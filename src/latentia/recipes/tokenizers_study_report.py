@@ -97,7 +97,7 @@ def tell_data(page: StudyPage, data: str, codecs: Mapping[str, Any], stages: Sta
     page.table(columns, table, best=[best], rules=rules)
     page.figure(figures.rate_distortion(data, codecs, formats))
     curves = {
-        next(reversed(stage["codecs"])): stage["curve"]
+        next(reversed(stage["codecs"])).partition("-1A")[0]: stage["curve"]
         for kind in CURVES
         if (stage := stages.get(f"{kind}-{data}")) and stage["curve"]
     }

@@ -208,8 +208,12 @@ def vqvae_photos() -> VQVAE:
     """VQ-VAE on 32×32 tiles of real photographs: 64 tokens of 9 bits, 0.5625 bits per pixel.
 
     Command: latentia train vqvae-photos --out runs/vqvae-photos
-    Cost:    about 5 CPU minutes.
-    Expect:  PSNR 27.5 dB.
+    Cost:    about 5 CPU minutes, and one for the ruler that judges it.
+    Expect:  PSNR 28.7 dB and SSIM 0.75 on tiles of photographs never trained on (coffee and grace_hopper, in full
+             and in half size), all 512 codes used on the training tiles.
+
+    The networks see 4×4 pixels as channels of one position: at the same cost they learn several times faster than
+    those that start at full resolution.
     """
     return VQVAE(
         name="vqvae-photos",
@@ -230,8 +234,10 @@ def vqvae_digits() -> VQVAE:
     """VQ-VAE on handwritten digits at 16×16: 16 tokens of 8 bits, 128 bits a picture.
 
     Command: latentia train vqvae-digits --out runs/vqvae-digits
-    Cost:    about 3 CPU minutes.
-    Expect:  PSNR 31 dB.
+    Cost:    about 2 CPU minutes.
+    Expect:  PSNR 32.6 dB and SSIM 0.96 on test digits, all 256 codes used.
+
+    Without turned and mirrored digits the 1,257 pictures are learned by heart: 30.8 dB after a minute, then falling.
     """
     return VQVAE(
         name="vqvae-digits",
