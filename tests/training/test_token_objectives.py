@@ -54,7 +54,9 @@ def test_only_masked_tokens_count_unless_asked():
     torch.testing.assert_close(loss(unmasked_weight=1.0).total, nats.mean())
     weighted = (nats[masked].sum() + 0.1 * nats[~masked].sum()) / (masked.sum() + 0.1 * (~masked).sum())
     torch.testing.assert_close(loss(unmasked_weight=0.1).total, weighted)
-    assert float(loss(unmasked_weight=1.0).parts["bits"]) == pytest.approx(float(nats[masked].detach().mean()) / math.log(2))
+    assert float(loss(unmasked_weight=1.0).parts["bits"]) == pytest.approx(
+        float(nats[masked].detach().mean()) / math.log(2)
+    )
 
 
 def test_dropped_labels_are_the_last_class():

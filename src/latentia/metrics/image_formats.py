@@ -11,7 +11,11 @@ from PIL import Image, features
 from latentia.errors import InputError, MissingDependency, check_choice
 
 FORMATS = ("jpeg", "webp", "avif")
-_SAVING: dict[str, dict[str, Any]] = {"jpeg": {"optimize": True, "progressive": True}, "webp": {"method": 6}, "avif": {"speed": 4}}
+_SAVING: dict[str, dict[str, Any]] = {
+    "jpeg": {"optimize": True, "progressive": True},
+    "webp": {"method": 6},
+    "avif": {"speed": 4},
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,17 +20,6 @@ if TYPE_CHECKING:
 
 INK = {"VQ-VAE": 0, "FSQ": 4, "LFQ": 5, "VQGAN": 1, "FlowMo-1A": 2, "FlowMo-1A+1B": 3, "FlowMo": 3}
 INK |= {"jpeg": 7, "webp": 6, "avif": 1}
-    "VQ-VAE": 0,
-    "FSQ": 4,
-    "LFQ": 5,
-    "VQGAN": 1,
-    "FlowMo-1A": 2,
-    "FlowMo-1A+1B": 3,
-    "FlowMo": 3,
-    "jpeg": 7,
-    "webp": 6,
-    "avif": 1,
-}
 CROP, CORNER = 128, (150, 230)
 """Side of the detail of the whole photograph, and its (top, left): the spoon on the saucer."""
 ORDER = ("original", *INK)
