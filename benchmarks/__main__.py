@@ -17,6 +17,8 @@ ALL = (
     "pipeline_call",
     "parameters",
     "tokens",
+    "quantizer",
+    "scenes",
     "gpu",
 )
 BY_NAME = ("full_size", "parameter_size")

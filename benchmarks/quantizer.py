@@ -30,7 +30,11 @@ class Rows(nn.Module):
 
 def pairs() -> dict[str, tuple[Callable[[], Pair], int]]:
     """Name → (builder of ours and theirs, channels of z)."""
-    from vector_quantize_pytorch import FSQ, LFQ, ResidualVQ, VectorQuantize
+    try:
+        from vector_quantize_pytorch import FSQ, LFQ, ResidualVQ, VectorQuantize
+    except ImportError:
+        print("the peer is not installed: pip install vector-quantize-pytorch")
+        return {}
 
     shared = {"rotation_trick": False, "accept_image_fmap": True, "decay": 0.99, "commitment_weight": 0.25}
 
