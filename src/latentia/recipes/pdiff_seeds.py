@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from latentia.recipes.parts import Average, Fraction, Noise, Optim
 from latentia.recipes.pdiff_parts import Fitting, LatentUNet, NoisyDigits, ParameterCodec
@@ -55,9 +55,8 @@ class TokenCodec(Value):
     rest: Share | None = Field(
         default=None, description="that share in generating: more is newer, less accurate; none: sought, see `newer`"
     )
-    newer: NonNegativeFloat = Field(
-        default=0.01,
-        description="similarity by which generated networks shall be newer than originals on selection data",
+    newer: PositiveFloat = Field(
+        default=0.03, description="similarity to the originals that is worth a point of accuracy, in seeking that share"
     )
     token_size: PositiveInt = Field(default=144, description="parameters in one token; 144 is a filter of 16 × 3 × 3")
     width: PositiveInt = Field(default=64, description="width of the transformer over tokens")
@@ -252,29 +251,34 @@ class SeedDiffusion(Recipe):
         return pipe
 
     def sought_rest(self, bench: Bench, codec: ParameterTokenCodec) -> float:
-        """The least share in the weights at which networks of normal codes are as new as `codec.newer` asks.
+        """The share in the weights at which networks of normal codes are as safely new as they are safely accurate.
 
-        Novelty is measured on the selection images alone: similarity to the nearest original, against the originals'
-        own. Test images play no part.
+            slack in novelty = (originals' similarity to their nearest other − ours to the nearest original) / `newer`
+            slack in accuracy = 1 + (mean accuracy − originals' mean) / one point
+
+        More makes them newer and less accurate; where both slacks are equal is found by halving. Both are measured on
+        the selection images alone: test images play no part.
         """
         import torch
 
         from latentia.core.rng import derive_seed
         from latentia.methods.pdiff.similarity import nearest_similarity, own_nearest_similarity
         from latentia.methods.pdiff.token_codec import MOST
-        from latentia.recipes.pdiff_seeds_judging import scorers
+        from latentia.recipes.pdiff_seeds_judging import ALLOWED, scorers
 
         select, _ = scorers(self, self.checkpoints(bench))
         originals = select.wrong(self.matched(bench))
-        goal = float(own_nearest_similarity(originals).mean()) - self.codec.newer
+        own = float(own_nearest_similarity(originals).mean())
         generator = torch.Generator().manual_seed(derive_seed("rest", self.seed))
         z = torch.randn(self.samples, self.codes, 1, generator=generator)
         low, high = 0.0, MOST
         for _ in range(HALVINGS):
             codec.set_rest((low + high) / 2)
-            similarity = float(nearest_similarity(select.wrong(codec.decode_all(z)), originals)[0].mean())
-            low, high = (codec.rest, high) if similarity > goal else (low, codec.rest)
-        return high
+            made = select.wrong(codec.decode_all(z))
+            newer = own - float(nearest_similarity(made, originals)[0].mean())
+            lost = float(made.double().mean() - originals.double().mean())
+            low, high = (codec.rest, high) if newer / self.codec.newer < 1 - lost / ALLOWED else (low, codec.rest)
+        return (low + high) / 2
 
     def measuring_images(self) -> torch.Tensor | None:
         """Images on which BatchNorm's statistics are measured anew; None where there is no BatchNorm."""
