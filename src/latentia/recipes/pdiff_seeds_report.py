@@ -43,9 +43,9 @@ def tell(recipe: SeedDiffusion, bench: Bench, results: Mapping[str, PhaseResult]
         f"a diffusion model learnt the codes, and {recipe.samples} networks were drawn from noise. All of it was done "
         f"{recipe.runs} times, from the originals on, under other seeds. The train-selected network is chosen on "
         "training images that no network was fitted to; the matched noise seeks its similarity on test images. How "
-        "much of what the decoder is not told stays in the weights was sought on the same selection images: more is newer "
-        "and less accurate. The other settings were found on networks of other seeds, with their test numbers in view; "
-        "the table is of test images.",
+        "much of what the decoder is not told stays in the weights was sought on the same selection images: more is "
+        "newer and less accurate. The other settings were found on networks of other seeds, with their test numbers "
+        "in view; the table is of test images.",
     )
     tell_network(page, summary)
     page.section("How training went")
