@@ -60,7 +60,9 @@ def test_dry_run_of_every_recipe(cli, name, tmp_path, monkeypatch):
     monkeypatch.setattr("latentia.recipes.plan.TIMED_STEP_FLOPS", 0)
     result = cli("train", name, "--dry-run")
     assert result.exit_code == 0, result.output
-    for text in ("parameters", "FLOP", "activations", "time here", "time on one A100", "total: "):
+    many = name == "tokenizers-study"  # dozens of networks are a line each
+    columns = () if many else ("activations", "time here", "time on one A100")
+    for text in ("parameters", "FLOP", *columns, "total: "):
         assert text in result.output
     assert list(tmp_path.iterdir()) == []
 

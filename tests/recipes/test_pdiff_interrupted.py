@@ -60,6 +60,7 @@ def left_alone(tmp_path_factory):
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(phase, left_alone, tmp_path, monkeypatch):
     place, name, at = PHASES[phase]
     plain, calls = getattr(place, name), []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
 
     def stopped(self, *arguments, **options):
         calls.append(phase)
@@ -71,6 +72,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(phase, left_alone, tm
         patch.setattr(place, name, stopped)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "run")
+    signal.signal(signal.SIGINT, before)
     assert not (tmp_path / "run" / "report.json").exists()
     assert (tmp_path / "run" / "originals" / "unfinished").exists() == (phase == "collecting")
     run(tmp_path / "run", resume=True)
