@@ -1,6 +1,7 @@
 """What our text encoders share: the folder format of transformers, attention between tokens, checks of token ids."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -31,7 +32,7 @@ class TextEncoderOutput(Output):
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
-class TextEncoder(GradientCheckpointing, ModelMixin):
+class TextEncoder(GradientCheckpointing, ModelMixin, ABC):
     """Base of text encoders in transformers' folders: `config.json` with `model_type`, weights in `model.safetensors`.
 
     Class attributes: `model_type` is written, `readable_types` are read (a config without any is read, too).
@@ -75,9 +76,9 @@ class TextEncoder(GradientCheckpointing, ModelMixin):
         arguments = {k: v for k, v in super().config_to_save().items() if not k.startswith("_")}
         return {"architectures": [type(self).__name__], "model_type": self.model_type, **arguments}
 
+    @abstractmethod
     def get_input_embeddings(self) -> nn.Embedding:
         """The table of token embeddings."""
-        raise NotImplementedError
 
 
 class TokenAttention(nn.Module):

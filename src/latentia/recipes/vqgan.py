@@ -92,8 +92,8 @@ def vqgan_photos() -> VQGAN:
     """VQGAN on 32×32 tiles of real photographs: 64 tokens of 9 bits, 0.5625 bits per pixel.
 
     Command: latentia train vqgan-photos --out runs/vqgan-photos
-    Cost:    about 9 CPU minutes.
-    Expect:  frechet_photo_features at least 25 % below that of vqvae-photos.
+    Cost:    about 9 CPU minutes (an estimate).
+    Expect:  not measured; wanted is a frechet_photo_features at least 25 % below that of vqvae-photos.
 
     The codec is that of `vqvae-photos`, network, bits and steps alike; added are a perceptual distance on a network
     that learns for a minute to name damages of the same tiles, and a patch discriminator. It joins a codec that has
@@ -123,8 +123,9 @@ def vqgan_digits() -> VQGAN:
     """VQGAN on handwritten digits at 16×16: 16 tokens of 8 bits, 128 bits a picture.
 
     Command: latentia train vqgan-digits --out runs/vqgan-digits
-    Cost:    about 5 CPU minutes.
-    Expect:  frechet_digits not above that of vqvae-digits (540 test images, 128 bits each).
+    Cost:    about 5 CPU minutes (an estimate).
+    Expect:  not measured at these sizes; in 450 steps of a smaller network 27.8 dB and a frechet_digits of 0.62, where
+             a VQ-VAE had 26.9 dB and 0.72 (one seed).
     """
     return like(
         vqvae_digits(),

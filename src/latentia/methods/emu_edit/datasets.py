@@ -1,5 +1,6 @@
 """Rows as training batches: made when asked for, or read from shards."""
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -44,15 +45,15 @@ def _pixels(pictures: Sequence[np.ndarray]) -> torch.Tensor:
     return to_unit(torch.from_numpy(np.stack(pictures)).movedim(-1, 1).contiguous())
 
 
-class EditRows:
-    """The base of both: rows by number, and batches of them."""
+class EditRows(ABC):
+    """Abstract base of both: rows by number, and batches of them."""
 
     def __init__(self, length: int, encode: Encode | None = None) -> None:
         self.length, self.encode = length, encode
 
+    @abstractmethod
     def row(self, index: int) -> Row:
         """Row `index`."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return self.length

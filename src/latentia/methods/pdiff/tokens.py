@@ -7,6 +7,7 @@ Weights number O(P·width + layers·width²) whatever D is; activations O(D/P ·
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,7 +110,7 @@ class TokenGrid:
         return torch.stack(rows_of_index), torch.tensor(codes, device="cpu")
 
 
-class Modulated(nn.Module):
+class Modulated(nn.Module, ABC):
     """x + g·f(LN x·(1 + s) + b) with s, b, g read off a condition; they start at 0, and so does the branch."""
 
     def __init__(self, width: int) -> None:
@@ -124,9 +125,9 @@ class Modulated(nn.Module):
         scale, shift, gate = self.modulation(condition).unsqueeze(1).chunk(3, dim=-1)
         return x + gate * self.branch(torch.addcmul(shift, self.norm(x), 1 + scale))
 
+    @abstractmethod
     def branch(self, h: Tensor) -> Tensor:
         """f: (B, T, C) → (B, T, C)."""
-        raise NotImplementedError
 
 
 class Attention(Modulated):
