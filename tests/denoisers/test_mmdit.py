@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from latentia.denoisers.mmdit import MMDiT, code_positions, grid_positions
+from latentia.denoisers.mmdit import MMDiT, code_positions, grid_positions, mean_of_own, nearest_code
 from latentia.errors import ConfigError, UnknownChoiceError
 
 SMALL = {"width": 16, "depth": 2, "heads": 2}
@@ -82,3 +82,26 @@ def test_bad_input():
         decoder(axes=(4, 4, 4))
     with pytest.raises(UnknownChoiceError, match="code_positions"):
         code_positions(4, "spiral", 2, 2)
+
+
+def test_anchored_tokens_start_from_the_mean_of_their_patches():
+    image, code = grid_positions(4, 4), code_positions(4, "grid", 4, 4)
+    owner = nearest_code(image, code)
+    assert owner.tolist() == [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]
+    x = torch.arange(16.0).view(1, 16, 1)
+    assert mean_of_own(x, owner, 4).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert mean_of_own(x, owner, 5)[0, 4].item() == 0  # a token without patches
+
+
+def test_an_anchored_decoder_hears_its_codes_before_any_attention():
+    torch.manual_seed(0)
+    model = MMDiT(8, 3, "image", width=24, depth=1, heads=2, anchored=True)  # a new timed block is the identity
+    image, code = grid_positions(4, 4), code_positions(4, "grid", 4, 4)
+    patches, told = torch.randn(2, 16, 8), torch.randn(2, 4, 3)
+    t = torch.full((2,), 0.5)
+    changed = told.clone()
+    changed[:, 3] += 1
+    with torch.no_grad():
+        before, after = model(patches, told, image, code, t), model(patches, changed, image, code, t)
+    moved = (before - after).abs().amax((0, 2)) > 1e-6
+    assert moved.nonzero().flatten().tolist() == [10, 11, 14, 15]

@@ -6,8 +6,9 @@ from pydantic import ValidationError
 
 from latentia import VQModel
 from latentia.data.dataset import TensorDataset
+from latentia.recipes.codec_training import TurnedDataset
 from latentia.recipes.registry import recipe
-from latentia.recipes.vqvae import Tokenizer, TurnedDataset
+from latentia.recipes.vqvae import Tokenizer
 
 
 def test_bits_are_as_stated():

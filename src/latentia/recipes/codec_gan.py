@@ -9,18 +9,18 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
+from latentia.recipes.codec_training import CodecTraining
 from latentia.recipes.parts import Average, Optim
-from latentia.recipes.recipe import Bench, Recipe, Value, use_average
+from latentia.recipes.recipe import Bench, Value, use_average
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from latentia.core.protocols import Dataset
     from latentia.losses.patchgan import PatchDiscriminator
     from latentia.metrics.photo_features import PhotoFeatures
     from latentia.recipes.plan import Work
@@ -80,20 +80,9 @@ class Adversary(Value):
         return PatchDiscriminator(channels, self.width, self.layers, self.norm)
 
 
-class CodecGAN(Recipe):
+class CodecGAN(CodecTraining):
     """Two phases: `features` (when the perceptual network is trained here), then `codec`."""
 
-    next_command: ClassVar[str] = "latentia info {pipeline}"
-
-    data: str = Field(description="digits, photos, hf:NAME, or a folder of images")
-    image_size: PositiveInt = Field(description="side of a picture (a tile) in pixels")
-    image_channels: PositiveInt = Field(default=3, description="1 (grey) or 3 (RGB)")
-    augment: Literal["none", "flip", "symmetries"] = Field(
-        default="none",
-        description="flip: mirrored half of the time; symmetries: turned and mirrored two times in three",
-    )
-    stride: PositiveInt = Field(default=1, description="pixels between the tiles of training photographs")
-    scales: tuple[PositiveFloat, ...] = Field(default=(1.0, 0.5), description="sizes of the training photographs")
     loss: Literal["l1", "l2", "huber"] = Field(default="l1", description="reconstruction error")
     reduction: Literal["sum", "mean"] = Field(default="mean", description="over a picture's elements; LDM sums")
     perceptual: Perceptual = Field(default=Perceptual(), description="perceptual distance")
@@ -108,21 +97,6 @@ class CodecGAN(Recipe):
     def weights_of_loss(self) -> dict[str, float]:
         """Further weights of `CodecObjective`."""
         return {}
-
-    def images(self, split: str = "train") -> Dataset:
-        """The pictures; training photographs are cut into overlapping tiles, at several sizes."""
-        from latentia.recipes.sources import MirroredDataset, open_data
-        from latentia.recipes.vqvae import TurnedDataset
-
-        if self.data == "photos" and split == "train":
-            from latentia.data.photos import photos
-
-            found: Dataset = photos(split, self.image_size, self.stride, self.scales, self.image_channels)
-        else:
-            found = open_data(self.data, split, self.image_size, self.image_channels)
-        if split != "train" or self.augment == "none":
-            return found
-        return MirroredDataset(found) if self.augment == "flip" else TurnedDataset(found)
 
     def phases(self, bench: Bench) -> list[tuple[str, Callable[[], Phase]]]:
         """`features` if it is trained here, then `codec`."""
@@ -211,10 +185,8 @@ class CodecGAN(Recipe):
         """Eight held-out pictures above their reconstructions."""
         import torch
 
-        data = self.images("test")
-        rows = torch.linspace(0, len(data) - 1, min(8, len(data))).long()
         codec: Any = bench.module("codec")
-        x = data.batch(rows.tolist())["x"].to(codec.device)
+        x = self.glance(bench)
         return torch.cat([x, codec.from_latents(codec.to_latents(x))])
 
     def finish(self, bench: Bench, results: Mapping[str, PhaseResult], out: Path) -> None:

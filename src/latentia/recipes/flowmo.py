@@ -11,34 +11,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, NonNegativeInt, model_validator
 
 from latentia.recipes.codec_gan import Perceptual
+from latentia.recipes.codec_training import CodecTraining
 from latentia.recipes.flowmo_parts import FlowTarget, PostTraining, Sampling, Sizes
 from latentia.recipes.parts import Average, Optim
-from latentia.recipes.recipe import Bench, Recipe, use_average
+from latentia.recipes.recipe import Bench, use_average
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from latentia.core.protocols import Dataset
     from latentia.metrics.photo_features import PhotoFeatures
     from latentia.recipes.plan import Work
     from latentia.training.phase import Phase, PhaseResult
 
 
-class FlowMoRecipe(Recipe):
+class FlowMoRecipe(CodecTraining):
     """Up to five phases; `steps` and `batch_size` are those of `pretraining`, encoder and decoder together."""
 
-    next_command: ClassVar[str] = "latentia info {pipeline}"
-
-    data: str = Field(description="digits, photos, hf:NAME, or a folder of images")
-    image_size: int = Field(ge=1, description="side of a picture (a tile) in pixels")
-    image_channels: int = Field(default=3, ge=1, description="1 (grey) or 3 (RGB)")
-    flip: bool = Field(default=False, description="mirror each picture with probability one half")
     sizes: Sizes = Field(default=Sizes(), description="the codec")
     target: FlowTarget = Field(default=FlowTarget(), description="what stage 1A minimises")
     perceptual: Perceptual = Field(
@@ -79,19 +73,6 @@ class FlowMoRecipe(Recipe):
 
     def _trains_features(self) -> bool:
         return self.perceptual.trained or (self.post.steps > 0 and self.post.perceptual.trained)
-
-    def images(self, split: str = "train") -> Dataset:
-        """The pictures; training photographs are cut into overlapping tiles, in full and in half size."""
-        from latentia.recipes.sources import MirroredDataset, open_data
-
-        if self.data == "photos":
-            from latentia.data.photos import photos
-
-            stride = max(1, self.image_size // (8 if split == "train" else 2))
-            found: Dataset = photos(split, self.image_size, stride, scales=(1.0, 0.5), channels=self.image_channels)
-        else:
-            found = open_data(self.data, split, self.image_size, self.image_channels)
-        return MirroredDataset(found) if self.flip and split == "train" else found
 
     def build_codec(self) -> Any:
         """The codec, with new weights."""
@@ -208,9 +189,7 @@ class FlowMoRecipe(Recipe):
             from latentia.recipes.flowmo_judging import note
 
             note(self, bench, phase)
-        data = self.images("test")
-        rows = torch.linspace(0, len(data) - 1, min(8, len(data))).long()
-        x = data.batch(rows.tolist())["x"].to(codec.device)
+        x = self.glance(bench)
         latents = codec.to_latents(x)
         made = [codec.from_latents(latents, sample_generators(seed, range(len(x)))) for seed in (0, 1)]
         return torch.cat([x, *made])

@@ -39,17 +39,19 @@ class Sampling(Value):
 
 
 class Sizes(Value):
-    """The codec. `group_bits`, `tau` and the entropy's weights are LFQ's, `levels` FSQ's."""
+    """The codec. `group_bits`, `tau` and the entropy's weights are LFQ's, `levels` FSQ's, `codes` and `decay` VQ's."""
 
     patch_size: PositiveInt = Field(default=4, description="side of a patch; doubled in an ablation")
     code_length: PositiveInt = Field(default=256, description="code tokens")
     code_dim: PositiveInt = Field(default=18, description="channels of a code token; bits, for lfq")
-    quantizer: Literal["lfq", "fsq", "none"] = Field(default="lfq", description="none: continuous, as DiTo")
+    quantizer: Literal["lfq", "fsq", "vq_ema", "none"] = Field(default="lfq", description="none: continuous, as DiTo")
     group_bits: PositiveInt = Field(default=9, description="lfq: bits in one token; they divide code_dim")
     levels: PositiveInt = Field(default=4, description="fsq: levels of each channel")
     entropy_weight: NonNegativeFloat = Field(default=0.0025, description="lfq: weight of the entropies")
     commitment_weight: NonNegativeFloat = Field(default=0.000625, description="lfq: weight of the commitment")
     tau: PositiveFloat = Field(default=0.1, description="lfq: temperature of the entropies")
+    codes: PositiveInt = Field(default=256, description="vq_ema: codes in the codebook")
+    decay: Fraction = Field(default=0.97, description="vq_ema: of the codes' average")
     encoder: Tower = Field(default=Tower(width=768, depth=8), description="the encoder")
     decoder: Tower = Field(default=Tower(width=1152, depth=16), description="the decoder")
     mlp_ratio: PositiveFloat = Field(default=4.0, description="hidden width of an MLP over the width")
@@ -59,6 +61,7 @@ class Sizes(Value):
     code_layout: Literal["diagonal", "grid"] = Field(
         default="diagonal", description="positions of code tokens; grid shares the patches' picture"
     )
+    anchored: bool = Field(default=False, description="code tokens start from the patches they stand on (grid)")
 
     @model_validator(mode="after")
     def _groups_divide(self) -> Self:
@@ -81,6 +84,7 @@ class Sizes(Value):
             "mlp_ratio": self.mlp_ratio,
             "prediction_type": self.prediction,
             "code_layout": self.code_layout,
+            "anchored": self.anchored,
             "num_inference_steps": sampling.steps,
             "rho": sampling.rho,
             "guidance_scale": sampling.guidance,
@@ -89,9 +93,12 @@ class Sizes(Value):
         if self.quantizer == "none":
             return ContinuousFlowMo(**given)
         names = ("group_bits", "entropy_weight", "commitment_weight", "tau")
-        lfq = {name: getattr(self, name) for name in names}
-        options = lfq if self.quantizer == "lfq" else {"levels": (self.levels,) * self.code_dim}
-        return FlowMo(**given, quantizer=self.quantizer, quantizer_options=options)
+        options: dict[str, dict[str, Any]] = {
+            "lfq": {name: getattr(self, name) for name in names},
+            "fsq": {"levels": (self.levels,) * self.code_dim},
+            "vq_ema": {"num_codes": self.codes, "decay": self.decay},
+        }
+        return FlowMo(**given, quantizer=self.quantizer, quantizer_options=options[self.quantizer])
 
 
 class FlowTarget(Value):

@@ -21,7 +21,8 @@ def flowmo_photos() -> FlowMoRecipe:
         name="flowmo-photos",
         data="photos",
         image_size=32,
-        flip=True,
+        augment="flip",
+        stride=4,
         sizes=Sizes(
             patch_size=8,
             code_length=16,

@@ -118,8 +118,8 @@ def num_labels(data: Dataset) -> int:
     """Classes of `label`, 0 when there are none; no picture is read, a million tiles would not fit into memory."""
     from latentia.data.dataset import TensorDataset
     from latentia.data.photos import PhotoTiles
+    from latentia.recipes.codec_training import TurnedDataset
     from latentia.recipes.sources import MirroredDataset, class_names
-    from latentia.recipes.vqvae import TurnedDataset
 
     images = data.images if isinstance(data, MirroredDataset | TurnedDataset) else data
     if isinstance(images, PhotoTiles):

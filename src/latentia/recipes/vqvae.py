@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
+from latentia.recipes.codec_training import CodecTraining
 from latentia.recipes.parts import Average, Optim, Widths
-from latentia.recipes.recipe import Bench, Recipe, Value, use_average
+from latentia.recipes.recipe import Bench, Value, use_average
 
 if TYPE_CHECKING:
     import torch
 
     from latentia.codecs.vq_model import VQModel
-    from latentia.core.protocols import Batch, Dataset
     from latentia.recipes.plan import Work
     from latentia.training.phase import Phase, PhaseResult
 
@@ -81,39 +81,14 @@ class Tokenizer(Value):
         )
 
 
-class VQVAE(Recipe):
+class VQVAE(CodecTraining):
     """One phase, `codec`: reconstruction error and the quantizer's loss."""
 
-    next_command: ClassVar[str] = "latentia info {pipeline}"
-
-    data: str = Field(description="digits, photos, hf:NAME, or a folder of images")
-    image_size: PositiveInt = Field(description="side of a picture (a tile) in pixels")
-    image_channels: PositiveInt = Field(default=3, description="1 (grey) or 3 (RGB)")
-    augment: Literal["none", "flip", "symmetries"] = Field(
-        default="none",
-        description="flip: mirrored half of the time; symmetries: turned and mirrored two times in three",
-    )
-    stride: PositiveInt = Field(default=1, description="pixels between the tiles of training photographs")
-    scales: tuple[PositiveFloat, ...] = Field(default=(1.0, 0.5), description="sizes of the training photographs")
     codec: Tokenizer = Field(description="sizes of the codec")
     loss: Literal["l1", "l2", "huber"] = Field(default="l2", description="reconstruction error")
     quantizer_weight: NonNegativeFloat = Field(default=1.0, description="weight of the quantizer's loss")
     optim: Optim = Field(default=Optim(), description="optimizer of the codec")
     ema: Average = Field(default=Average(decay=0.0), description="average of the codec's weights, which is saved")
-
-    def images(self, split: str = "train") -> Dataset:
-        """The pictures; training photographs are cut into overlapping tiles, at several sizes."""
-        from latentia.recipes.sources import MirroredDataset, open_data
-
-        if self.data == "photos" and split == "train":
-            from latentia.data.photos import photos
-
-            found: Dataset = photos(split, self.image_size, self.stride, self.scales, self.image_channels)
-        else:
-            found = open_data(self.data, split, self.image_size, self.image_channels)
-        if split != "train" or self.augment == "none":
-            return found
-        return MirroredDataset(found) if self.augment == "flip" else TurnedDataset(found)
 
     def build_codec(self) -> VQModel:
         """The codec for the recipe's pictures."""
@@ -145,10 +120,8 @@ class VQVAE(Recipe):
         """Eight held-out pictures above their reconstructions."""
         import torch
 
-        data = self.images("test")
-        rows = torch.linspace(0, len(data) - 1, min(8, len(data))).long()
         codec: Any = bench.module("codec")
-        x = data.batch(rows.tolist())["x"].to(codec.device)
+        x = self.glance(bench)
         with torch.no_grad():
             return torch.cat([x, codec(x).sample])
 
@@ -173,35 +146,6 @@ class VQVAE(Recipe):
 
         seen, micro, averaged = self.steps * self.batch_size, self.batch_size // self.accumulate, self.ema.decay > 0
         return [Work("codec", "codec", self.build_codec, images, seen, self.batch_size, micro, averaged=averaged)]
-
-
-class TurnedDataset:
-    """Every square picture four times as it is, and in its seven other orientations: 11·N pictures.
-
-    For codecs of small data sets: turned pictures are made of the same strokes, which keeps a network from learning the
-    pictures by heart.
-    """
-
-    UNTURNED, ORIENTATIONS = 4, 8
-
-    def __init__(self, images: Dataset) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return (self.UNTURNED + self.ORIENTATIONS - 1) * len(self.images)
-
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """The pictures at `indices`; the first 4N are as they are."""
-        import torch
-
-        rows, n = torch.as_tensor(indices), len(self.images)
-        batch = dict(self.images.batch((rows % n).tolist()))
-        x = batch["x"]
-        orientation = (rows // n - self.UNTURNED + 1).clamp_min(0).view(-1, 1, 1, 1).to(x.device)
-        x = torch.where((orientation & 1) > 0, x.flip(-1), x)
-        x = torch.where((orientation & 2) > 0, x.flip(-2), x)
-        batch["x"] = torch.where((orientation & 4) > 0, x.transpose(-1, -2), x)
-        return batch
 
 
 def vqvae_photos() -> VQVAE:

@@ -163,3 +163,10 @@ def test_tokens_of_another_codec_are_refused(tiny):
 def test_bad_configs(tiny, changes, error, said):
     with pytest.raises(error, match=said):
         tiny(**changes)
+
+
+def test_anchored_codes_need_the_grid_and_say_so(tiny):
+    model = tiny(anchored=True, code_layout="grid")
+    assert model.to_tokens(pictures()).shape == (3, 4, 2)
+    with pytest.raises(ConfigError, match="code_layout must be grid, not 'diagonal'"):
+        tiny(anchored=True)

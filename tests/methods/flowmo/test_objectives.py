@@ -120,6 +120,18 @@ def test_a_frozen_encoder_is_not_trained(tiny):
     assert all(p.requires_grad for p in objective.codec.encoder.parameters())
 
 
+def test_a_frozen_encoder_keeps_its_codebook(tiny):
+    codec = tiny(quantizer="vq_ema", quantizer_options={"num_codes": 8})
+    FlowMoPretraining(codec)(batch())  # the first batch starts the codebook
+    before = {name: value.clone() for name, value in codec.quantizer.state_dict().items()}
+    loss = FlowMoPretraining(codec, freeze_encoder=True)(batch())
+    assert set(loss.parts) == {"flow"}
+    for name, value in codec.quantizer.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    FlowMoPretraining(codec)({"x": batch()["x"].flip(-1)})
+    assert any(not torch.equal(value, before[name]) for name, value in codec.quantizer.state_dict().items())
+
+
 def test_random_grids_descend_from_one_to_zero(tiny):
     objective = FlowMoPostTraining(tiny(), Pixels(), chain_steps=8)
     torch.manual_seed(0)

@@ -33,6 +33,7 @@ class FlowMo(DiffusionAutoencoder):
         quantizer_options: its arguments beyond `dim`.
         prediction_type: `flow_prediction` (the network says v) or `sample` (it says x̂₀, and v = (x_t − x̂₀)/t).
         code_layout: positions of the code tokens: `diagonal` (paper) or `grid`, shared with the patches.
+        anchored: code tokens start from the patches they stand on, see `MMDiT`; needs `grid`.
         rope_theta: slowest period of the positions.
         num_inference_steps, rho, guidance_scale, guidance_interval: of the sampler when a call does not say; the
             interval is in σ = t/(1 − t).
@@ -59,6 +60,7 @@ class FlowMo(DiffusionAutoencoder):
         quantizer_options: Mapping[str, Any] | None = None,
         prediction_type: str = "flow_prediction",
         code_layout: str = "diagonal",
+        anchored: bool = False,
         rope_theta: float = 10000.0,
         num_inference_steps: int = 25,
         rho: float = 4.0,
@@ -140,6 +142,7 @@ class ContinuousFlowMo(DiffusionAutoencoder):
         mlp_ratio: float = 4.0,
         prediction_type: str = "flow_prediction",
         code_layout: str = "diagonal",
+        anchored: bool = False,
         rope_theta: float = 10000.0,
         num_inference_steps: int = 25,
         rho: float = 4.0,

@@ -49,7 +49,7 @@ class DiffusionAutoencoder(ModelMixin):
         c = self.config
         self._check_config()
         side, patch = c.image_size // c.patch_size, c.in_channels * c.patch_size**2
-        shape: dict[str, Any] = {"mlp_ratio": c.mlp_ratio, "theta": c.rope_theta}
+        shape: dict[str, Any] = {"mlp_ratio": c.mlp_ratio, "theta": c.rope_theta, "anchored": c.anchored}
         sizes = c.encoder_width, c.encoder_depth, c.encoder_heads
         self.encoder = MMDiT(patch, None, "code", c.code_dim, *sizes, timed=False, **shape)
         sizes = c.decoder_width, c.decoder_depth, c.decoder_heads
@@ -63,6 +63,8 @@ class DiffusionAutoencoder(ModelMixin):
             check_counts(c, (f"{half}_width", f"{half}_depth", f"{half}_heads"))
         if c.image_size % c.patch_size:
             raise ConfigError(f"image_size {c.image_size} is not a multiple of patch_size {c.patch_size}")
+        if c.anchored and c.code_layout != "grid":
+            raise ConfigError(f"anchored codes stand among the patches: code_layout must be grid, not {c.code_layout!r}")
         check_choice("prediction_type", c.prediction_type, PREDICTIONS)
         check_number("mlp_ratio", c.mlp_ratio, low=0, open_low=True)
         self.default_sampler()

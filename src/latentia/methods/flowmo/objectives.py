@@ -99,17 +99,19 @@ class FlowMoObjective(Objective):
     def code_of(self, x: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, torch.Tensor]]:
         """The code's values (B, c, S), the quantizer's loss, and its parts for the log."""
         self.step = step
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
-            (latents,) = self.codec.encode(x, return_dict=False)
-            if not isinstance(self.codec, FlowMo):
-                return latents, None, {}
-            coded = self.codec.quantize(latents)
+        if self.freeze_encoder:
+            with torch.no_grad():  # a codebook that follows its encoder is left alone too
+                return self.codec.values(self.codec.to_latents(x)), None, {}
+        (latents,) = self.codec.encode(x, return_dict=False)
+        if not isinstance(self.codec, FlowMo):
+            return latents, None, {}
+        coded = self.codec.quantize(latents)
         values = coded.values
         if step < self.anneal_steps:
             bounded = latents.detach().tanh()  # else ever larger ĉ would outgrow what is added to them
             values = latents + (torch.lerp(bounded, values.detach(), step / self.anneal_steps) - latents).detach()
         parts = {f"quantizer_{name}": part for name, part in coded.parts.items()}
-        return values, None if self.freeze_encoder else coded.loss, parts
+        return values, coded.loss, parts
 
     def draw_times(self, batch: int, device: torch.device) -> torch.Tensor:
         """t (B,) in (0, 1)."""
