@@ -77,7 +77,7 @@ def test_a_quick_run_saves_a_codec_that_makes_tokens(tmp_path):
     codec = FlowMo.from_pretrained(tmp_path / "run/pipeline")
     x = quick().images("test").batch([0, 1])["x"]
     tokens = codec.to_tokens(x)
-    assert tokens.shape == (2, 4, 4)
+    assert tokens.shape == (2, 16)
     assert codec.bits((1, 16, 16)) == 128
     with torch.no_grad():
         assert codec.from_tokens(tokens, torch.Generator().manual_seed(0)).shape == x.shape
@@ -101,7 +101,7 @@ def test_the_ablation_with_another_encoder_takes_it_over(tmp_path):
 def test_continuous(tmp_path):
     run_recipe(quick("sizes.quantizer=none", "target.noise_sync=0.1", "post.steps=0"), tmp_path / "run", progress=False)
     codec = ContinuousFlowMo.from_pretrained(tmp_path / "run/pipeline")
-    assert codec.latent_shape((1, 16, 16)) == (32, 4)
+    assert codec.latent_shape((1, 16, 16)) == (4, 16)
 
 
 @pytest.mark.parametrize(("name", "changes"), ABLATIONS.items(), ids=ABLATIONS)
@@ -160,7 +160,7 @@ class Pixels:
     ("change", "said"),
     [
         ("sizes.patch_size=5", "not a multiple"),
-        ("sizes.group_bits=5", "does not divide"),
+        ("sizes.quantizer=lfq", "does not divide"),
         ("target.noise_sync=0.5", "quantizer=none"),
         ("post.perceptual.kind=none", "post.steps=0"),
         ("sizes.encoder.heads=5", "5 heads"),

@@ -17,6 +17,7 @@ from latentia._version import __version__
 from latentia.cli.convert import convert
 from latentia.cli.demo import demo
 from latentia.cli.evaluate import evaluate
+from latentia.cli.evaluate_edit import evaluate_edit
 from latentia.cli.img2img import img2img
 from latentia.cli.info import info
 from latentia.cli.inpaint import inpaint
@@ -32,6 +33,11 @@ FAILED, INTERRUPTED = 2, 130
 
 class Commands(TyperGroup):
     """The group of all commands; errors that Latentia raises on purpose become one red line and exit code 2."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the words name; `evaluate edit` is one of two words."""
+        two = " ".join(args[:2])
+        return super().resolve_command(ctx, [two, *args[2:]] if two in self.commands else args)
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         """Run the command that was asked for."""
@@ -81,6 +87,7 @@ def main(
 
 for command in (demo, train, sample, img2img, inpaint, evaluate, encode, decode, reconstruct, recipes, info, convert):
     app.command()(command)
+app.command("evaluate edit")(evaluate_edit)
 app.add_typer(params)
 
 

@@ -21,8 +21,10 @@ from latentia.methods.emu_edit.benchmarks.published import Published, beside
 from latentia.methods.emu_edit.benchmarks.results import BASELINES, oracle
 from latentia.methods.emu_edit.benchmarks.scales import OWN, SCALES, captions_of, choose_scale, result_name
 from latentia.methods.emu_edit.benchmarks.scenes import Scenes
+from latentia.methods.emu_edit.datasets import SceneRows
+from latentia.methods.emu_edit.measures.contrastive import retrieval
 from latentia.methods.emu_edit.measures.measure import EditMeter, Extractors
-from latentia.methods.emu_edit.measures.towers import SceneTrunk
+from latentia.methods.emu_edit.measures.towers import SceneTowers, SceneTrunk
 from latentia.metrics.measurement import Measurement
 from latentia.recipes.edit_editors import open_editor
 from latentia.recipes.scene_towers import scene_towers
@@ -158,7 +160,7 @@ def evaluate_edits(edited: str | os.PathLike[str] | Editor, request: EditRequest
         "seed": request.seed,
     }
     published = [] if scale == OWN else beside(benchmark.name, benchmark.split, benchmark.protocol, scale)
-    notes = [*benchmark.notes, *scale_notes(scale, extractors)]
+    notes = [*benchmark.notes, *scale_notes(scale, extractors), *own_worth(extractors)]
     if request.count is not None and published:
         published = []
         notes.append("a part of the set was measured: published numbers of the whole are left out")
@@ -244,6 +246,23 @@ def judge(
 
 def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: float(np.mean(each)) for name, each in values.items()}
+
+
+def own_worth(extractors: Extractors) -> list[str]:
+    """What the scenes' own network is worth on held-out scenes, in a sentence; nothing for published networks."""
+    towers = extractors.joint
+    if not isinstance(towers, SceneTowers):
+        return []
+    rows = SceneRows("test", WORTH, towers.config.size, seed=WORTH)
+    found = retrieval(towers, [rows.row(i) for i in range(WORTH)])
+    return [
+        f"{towers.name} is a small network trained on the scenes, not CLIP or DINO; on held-out scenes "
+        + " and ".join(f"{each.name} is {each.value:.2f} (n = {each.n_generated})" for each in found.values())
+    ]
+
+
+WORTH = 400
+"""Held-out rows that this is measured on."""
 
 
 def scale_notes(scale: str, extractors: Extractors) -> list[str]:

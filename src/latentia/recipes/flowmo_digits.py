@@ -8,16 +8,18 @@ from latentia.recipes.flowmo_parts import FlowTarget, PostTraining, Sampling, Si
 from latentia.recipes.parts import Average, Optim
 
 ABLATIONS: Mapping[str, tuple[str, ...]] = {
-    "FSQ": ("sizes.quantizer=fsq", "sizes.code_dim=16"),
+    "LFQ": ("sizes.quantizer=lfq", "sizes.code_dim=8"),
+    "FSQ": ("sizes.quantizer=fsq", "sizes.code_dim=4"),
     "plain logit-normal times": ("target.uniform_times=0",),
     "linear sampler": ("sampling.rho=1",),
     "no guidance": ("sampling.guidance=1",),
     "encoder by MSE": ("regression_steps=1000",),
     "no perceptual loss": ("perceptual.kind=none",),
-    "patches twice as large": ("sizes.patch_size=16",),
+    "patches twice as large": ("sizes.patch_size=8",),
     "velocity prediction": ("sizes.prediction=flow_prediction",),
-    "codes on a diagonal": ("sizes.code_layout=diagonal",),
-    "quantised from the start": ("target.anneal_steps=0",),
+    "free codes": ("sizes.anchored=false",),
+    "codes on a diagonal": ("sizes.anchored=false", "sizes.code_layout=diagonal"),
+    "as they are, not turned": ("augment=none",),
     "norms left free": ("target.weight_norm=none",),
 }
 """Name → overrides: the article's Table 4, and the choices by which this recipe differs from the article. The two of
@@ -25,14 +27,15 @@ the sampler need no training of their own: numbers.json of the whole run has the
 
 
 def flowmo_digits() -> FlowMoRecipe:
-    """FlowMo on scikit-learn's 1,257 training digits at 16×16: 4 code tokens of 32 bits, 0.5 bits per pixel.
+    """FlowMo on scikit-learn's 1,257 training digits at 16×16: 16 code tokens of 8 bits, 0.5 bits per pixel.
 
     Command: latentia train flowmo-digits --out runs/flowmo-digits
-    Cost:    about 60 CPU minutes.
+    Cost:    about 20 CPU minutes.
     Expect:  see numbers.json: PSNR and frechet_digits of the 540 test digits for both stages and every sampler.
 
-    Differs from the article where its choices are made for long training: the decoder says x̂₀ (not v) and errors
-    weigh 1/max(t, 0.2); there is a code token for each patch, at its position; codes are continuous at first.
+    Differs from the article where its choices are made for long training. Each code token starts from the patch that it
+    stands on (`anchored`) and is one of 256 learned codes (`vq_ema`): in one CPU minute 26.7 dB, where free tokens of
+    sign bits have 20. The decoder says x̂₀ (not v), and errors weigh 1/max(t, 0.2).
     """
     features = Perceptual(kind="photo_features", weight=0.1)
     return FlowMoRecipe(
@@ -40,25 +43,28 @@ def flowmo_digits() -> FlowMoRecipe:
         data="digits",
         image_size=16,
         image_channels=1,
+        augment="symmetries",
         sizes=Sizes(
-            patch_size=8,
-            code_length=4,
-            code_dim=32,
+            patch_size=4,
+            code_length=16,
+            code_dim=4,
+            quantizer="vq_ema",
+            codes=256,
             group_bits=8,
-            commitment_weight=0.005,
-            encoder=Tower(width=192, depth=2, heads=4),
-            decoder=Tower(width=192, depth=4, heads=4),
+            encoder=Tower(width=96, depth=2, heads=4),
+            decoder=Tower(width=96, depth=4, heads=4),
             prediction="sample",
             code_layout="grid",
+            anchored=True,
         ),
-        target=FlowTarget(weight_power=1.0, weight_floor=0.2, anneal_steps=1500),
-        steps=20_000,
+        target=FlowTarget(weight_power=1.0, weight_floor=0.2),
+        steps=15_000,
         batch_size=32,
         perceptual=features,
         post=PostTraining(
             steps=600,
             batch_size=32,
-            perceptual=features.model_copy(update={"weight": 0.1}),
+            perceptual=features,
             optim=Optim(lr=2e-4, betas=(0.9, 0.95), schedule="cosine", final_lr=0.1, warmup=20),
         ),
         sampling=Sampling(steps=10),

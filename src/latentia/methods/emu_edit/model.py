@@ -14,6 +14,7 @@ from latentia.core.arguments import check_count, check_counts, check_number
 from latentia.core.config import register_to_config
 from latentia.core.model import ModelMixin
 from latentia.core.outputs import Output
+from latentia.denoisers.time_and_class import as_times
 from latentia.denoisers.unet_2d_condition import UNet2DConditionModel
 from latentia.denoisers.unet_2d_condition_blocks import Text
 from latentia.errors import ConfigError, InputError
@@ -84,6 +85,8 @@ class EmuEditModel(ModelMixin):
         position_channels: channels of a learned map that the UNet sees beside the sample, for tasks about places.
         pooled_text: the mean of the text's tokens goes into the time embedding too, where short trainings learn soonest
             what concerns the whole picture.
+        noise_gain: x_t is multiplied by a learned number w(t) that starts at zero, so that short trainings first learn
+            from the source alone, and x_t comes in where it helps (a preconditioning that needs no schedule).
         copy_gate: see above.
 
     Raises `ConfigError` for values out of range or arguments of the UNet that are not the caller's.
@@ -104,6 +107,7 @@ class EmuEditModel(ModelMixin):
         task_std: float = 0.02,
         position_channels: int = 0,
         pooled_text: bool = False,
+        noise_gain: bool = False,
         copy_gate: bool = False,
     ) -> None:
         super().__init__()
@@ -130,6 +134,9 @@ class EmuEditModel(ModelMixin):
         self.to_time = nn.Linear(width, self.unet.emb_channels, bias=False)
         self.to_tokens = nn.Linear(width, max(1, task_tokens) * self.unet.context_channels, bias=False)
         self.pooled = nn.Linear(self.unet.context_channels, self.unet.emb_channels) if pooled_text else None
+        self.gain = nn.Linear(self.unet.time_proj.dim, 1) if noise_gain else None
+        if self.gain is not None:
+            zero_(self.gain)
         self.positions = nn.Parameter(torch.randn(1, position_channels, grid, grid)) if position_channels else None
         nn.init.normal_(self.tasks.weight, std=task_std)
         nn.init.zeros_(self.to_time.weight)
@@ -187,7 +194,7 @@ class EmuEditModel(ModelMixin):
         if self.pooled is not None:
             told = told + self.pooled(encoder_hidden_states.mean(dim=1))
         said = self.unet(
-            self._inputs(sample, source),
+            self._inputs(self._weighed(sample, timestep), source),
             timestep,
             states,
             class_labels=told,
@@ -205,6 +212,12 @@ class EmuEditModel(ModelMixin):
             raise InputError(f"sample has shape {shape}: expected (batch, {channels}, H, W), multiples of {patch}")
         if tuple(source.shape) != shape:
             raise InputError(f"source has shape {tuple(source.shape)}: expected the sample's, {shape}")
+
+    def _weighed(self, sample: torch.Tensor, timestep: torch.Tensor | float | int) -> torch.Tensor:
+        if self.gain is None:
+            return sample
+        waves = self.unet.time_proj(as_times(timestep, sample)).to(sample.dtype)
+        return sample * self.gain(waves)[:, :, None, None]
 
     def _inputs(self, sample: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         """What the UNet sees: patches of x_t and of the source, and the map of positions."""

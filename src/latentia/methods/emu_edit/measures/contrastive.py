@@ -6,10 +6,14 @@ import torch
 import torch.nn.functional as F
 
 from latentia.core.arguments import check_number
+from latentia.core.evaluating import evaluating
 from latentia.core.protocols import Batch
 from latentia.data.dataset import check_indices
+from latentia.errors import InputError
 from latentia.methods.emu_edit.datasets import SceneRows, batch_of
 from latentia.methods.emu_edit.measures.towers import SceneTowers
+from latentia.methods.emu_edit.rows import Row
+from latentia.metrics.measurement import Measurement
 from latentia.training.objective import Loss, Objective, take
 
 
@@ -36,6 +40,30 @@ class CaptionedEdits:
             "words": self.towers.word_numbers([row.output_caption for row in rows]),
             "source_words": self.towers.word_numbers([row.input_caption for row in rows]),
         }
+
+
+@torch.no_grad()
+def retrieval(towers: SceneTowers, rows: Sequence[Row], among: int = 100) -> dict[str, Measurement]:
+    """What the towers are worth on rows they have not seen: `retrieved_of_<among>` and `told_apart`.
+
+    The first: how often a picture after an edit is nearest to its own caption among those of `among` rows. The second:
+    how often a picture, before or after, is nearer to its own caption than to the other of its row (chance: ½).
+    Raises `InputError` for fewer rows than `among`.
+    """
+    if len(rows) < among:
+        raise InputError(f"retrieval among {among} needs as many rows, got {len(rows)}")
+    count = len(rows) - len(rows) % among
+    with evaluating([towers]):
+        images = F.normalize(towers.pictures([r.image for r in rows] + [r.target for r in rows]), dim=1)
+        texts = F.normalize(towers.texts([r.input_caption for r in rows] + [r.output_caption for r in rows]), dim=1)
+    before, after = images.chunk(2)
+    told_before, told_after = texts.chunk(2)
+    blocks = after[:count].view(-1, among, after.shape[1]) @ told_after[:count].view(-1, among, after.shape[1]).mT
+    hits = (blocks.argmax(2) == torch.arange(among, device=blocks.device)).double().mean()
+    moved = told_after - told_before
+    apart = torch.cat([(after * moved).sum(1) > 0, (before * moved).sum(1) < 0]).double().mean()
+    found = {f"retrieved_of_{among}": (float(hits), count), "told_apart": (float(apart), 2 * len(rows))}
+    return {name: Measurement(f"{name}[{towers.name}]", value, n) for name, (value, n) in found.items()}
 
 
 class ContrastiveObjective(Objective):

@@ -10,8 +10,15 @@ import torch
 class PictureFeatures(Protocol):
     """Pictures as vectors, such as DINO. `digest` tells published weights apart; None for networks of our own."""
 
-    name: str
-    digest: str | None
+    @property
+    def name(self) -> str:
+        """What stands in the brackets of a number."""
+        ...
+
+    @property
+    def digest(self) -> str | None:
+        """First digits of the weights' SHA-256."""
+        ...
 
     def pictures(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
         """Pictures uint8 (H, W, 3), each of its own size → (B, D)."""
