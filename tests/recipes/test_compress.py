@@ -85,16 +85,23 @@ def test_commands(codec, picture, tmp_path):
         assert found.exit_code == 0, found.output
         return found.output
 
-    told = latentia("encode", tmp_path / "a.png", "--codec", tmp_path / "vq")
+    told = latentia("encode", tmp_path / "a.png", "--codec", tmp_path / "vq", "--tile", 0)
     size = (tmp_path / "a.tokens").stat().st_size
     assert f"{size:,} bytes, 494 tokens of 6 bits = 2,964 bits" in told
     assert size == 48 + 2 * 4 + (2964 + 7) // 8
     latentia("decode", tmp_path / "a.tokens", "--codec", tmp_path / "vq", "--out", tmp_path / "b.png")
-    latentia("reconstruct", tmp_path / "a.png", "--codec", tmp_path / "vq", "--out", tmp_path / "c.png")
+    latentia("reconstruct", tmp_path / "a.png", "--codec", tmp_path / "vq", "--tile", 0, "--out", tmp_path / "c.png")
     with Image.open(tmp_path / "b.png") as first, Image.open(tmp_path / "c.png") as second:
         b, c = np.asarray(first), np.asarray(second)
     assert b.shape == (37, 51, 3)
     assert np.array_equal(b, c)
+
+
+def test_a_picture_much_larger_than_those_learnt_is_cut_into_tiles_of_their_size(codec):
+    assert plan_cut(codec, 32, 32).shape == (32, 32)
+    large = plan_cut(codec, 37, 51)
+    assert (large.shape, len(large.corners)) == ((16, 16), 12)
+    assert plan_cut(codec, 37, 51, tile=0).shape == (38, 52)
 
 
 def test_continuous_codecs_reconstruct_and_do_not_encode(picture, tmp_path):

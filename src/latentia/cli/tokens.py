@@ -10,7 +10,9 @@ from latentia.cli.options import Device, ImagePath, Seed
 Codec = Annotated[str, typer.Option("--codec", "-c", help="Folder of a codec, or of a run or pipeline that has one.")]
 Tile = Annotated[
     int | None,
-    typer.Option(min=0, help="Side of a tile in pixels, 0 for one piece; default: one piece where the codec can."),
+    typer.Option(
+        min=0, help="Side of a tile in pixels, 0 for one piece; default: the size that the codec was trained on."
+    ),
 ]
 Overlap = Annotated[int | None, typer.Option(min=0, help="Pixels that neighbouring tiles share and fade over.")]
 

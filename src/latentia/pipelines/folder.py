@@ -37,6 +37,8 @@ LIBRARIES = {
     "CLIPTextModel": "transformers",
     "ContinuousFlowMo": "latentia",
     "ConvClassifier": "latentia",
+    "EmuEditModel": "latentia",
+    "EmuEditPipeline": "latentia",
     "FlowMo": "latentia",
     "LDMBertModel": "latent_diffusion",
     "LatentDiffusionPipeline": "latentia",
@@ -50,6 +52,8 @@ LIBRARIES = {
     "ParameterTokenTransformer": "latentia",
     "PatchDiscriminator": "latentia",
     "PhotoFeatures": "latentia",
+    "T5TaskPredictor": "latentia",
+    "TaskPredictor": "latentia",
     "UNet1D": "latentia",
 }
 """Library under which a public class stands in an index, where it is not `diffusers`."""

@@ -95,7 +95,10 @@ class Cut:
 
 
 def plan_cut(codec: Codec, height: int, width: int, tile: int | None = None, overlap: int | None = None) -> Cut:
-    """How `codec` takes a picture: convolutional codecs in one piece, others in tiles of the size they are made for.
+    """How `codec` takes a picture: in tiles of the size that it was trained on.
+
+    A convolutional codec takes it in one piece while no side is more than twice that size: its norms measure the whole
+    picture, and on a much larger one they measure what they never saw, which costs colour.
 
     Args:
         tile: side of a tile; 0 for one piece; None as above.
@@ -105,7 +108,7 @@ def plan_cut(codec: Codec, height: int, width: int, tile: int | None = None, ove
     """
     size = codec.config.get("sample_size") or codec.config.image_size  # FlowMo's name for it
     own = size if isinstance(size, int) else size[0]
-    whole = isinstance(codec, SpatialCodec)
+    whole = isinstance(codec, SpatialCodec) and max(height, width) <= 2 * own
     tile = (0 if whole else own) if tile is None else tile
     cut = Cut(height, width, tile, overlap or 0, codec.factor if isinstance(codec, SpatialCodec) else own)
     codec.latent_shape((codec.config.in_channels, *cut.shape))

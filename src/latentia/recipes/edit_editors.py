@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from latentia.core.rng import sample_generators
@@ -49,6 +48,7 @@ class PipelineEditor:
     """
 
     def __init__(self, path: str | os.PathLike[str], benchmark: Benchmark, request: EditRequest) -> None:
+        from latentia.methods.emu_edit.pipeline import EmuEditPipeline
         from latentia.pipelines.instruct_pix2pix import StableDiffusionInstructPix2PixPipeline
         from latentia.pipelines.pipeline import DiffusionPipeline
 
@@ -62,32 +62,35 @@ class PipelineEditor:
             "image_guidance_scale": request.image_guidance,
         }
         self.options = {name: value for name, value in given.items() if value is not None}
-        if not isinstance(self.pipe, StableDiffusionInstructPix2PixPipeline) and not _is_emu_edit(self.pipe):
+        self.is_emu_edit = isinstance(self.pipe, EmuEditPipeline)
+        if not self.is_emu_edit and not isinstance(self.pipe, StableDiffusionInstructPix2PixPipeline):
             raise InputError(f"{path} is a {type(self.pipe).__name__}, which takes no instructions")
+        self.tasks: dict[str, str] = {}
 
     def __call__(self, cases: Sequence[Case], images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The edited pictures, of their own sizes; pictures of one size go through the network together."""
-        results: dict[int, np.ndarray] = {}
-        for size in {image.shape for image in images}:
-            places = [i for i, image in enumerate(images) if image.shape == size]
-            pictures = [Image.fromarray(images[i]) for i in places]
-            chosen = [cases[i] for i in places]
-            generators = sample_generators(self.seed, [self.numbers[case.key] for case in chosen])
-            made = self._edited(chosen, pictures, generators)
-            results |= {i: np.asarray(picture.convert("RGB")) for i, picture in zip(places, made, strict=True)}
-        return [results[i] for i in range(len(images))]
-
-    def _edited(
-        self, cases: Sequence[Case], pictures: list[Image.Image], generators: list[torch.Generator]
-    ) -> list[Image.Image]:
+        """The edited pictures, of the sizes of those given."""
         instructions = [case.instruction for case in cases]
-        if _is_emu_edit(self.pipe):
-            tasks = [case.task for case in cases] if self.tell_task else None
-            made = self.pipe(pictures, instructions, task=tasks, generator=generators, **self.options)
-            return list(made.images)
-        made = self.pipe(instructions, [padded(each) for each in pictures], generator=generators, **self.options)
-        return [image.crop((0, 0, *given.size)) for image, given in zip(made.images, pictures, strict=True)]
+        pictures = [Image.fromarray(image) for image in images]
+        numbers = [self.numbers[case.key] for case in cases]
+        if self.is_emu_edit:
+            tasks = [self._task(case) for case in cases] if self.tell_task else None
+            made = self.pipe(pictures, instructions, tasks, seed=self.seed, sample_indices=numbers, **self.options)
+            self.tasks |= {case.key: task for case, task in zip(cases, made.tasks, strict=True)}
+            return [np.asarray(picture) for picture in made.images]
+        results: list[np.ndarray] = []
+        for instruction, picture, generator in zip(instructions, pictures, sample_generators(self.seed, numbers)):
+            made = self.pipe(instruction, padded(picture), generator=generator, **self.options)
+            results.append(np.asarray(made.images[0].crop((0, 0, *picture.size))))
+        return results
 
+    def _task(self, case: Case) -> str | None:
+        """The benchmark's name of the task where the pipeline knows it, else None: it is then predicted."""
+        return case.task if case.task in self.pipe.task_names else None
 
-def _is_emu_edit(pipe: object) -> bool:
-    return type(pipe).__name__ == "EmuEditPipeline"
+    def told_right(self, cases: Sequence[Case]) -> str | None:
+        """How often the predicted task was the benchmark's own, in a sentence; None where that is not asked."""
+        known = [(case.task, self.tasks[case.key]) for case in cases if case.key in self.tasks and self._task(case)]
+        if self.tell_task or not known:
+            return None
+        right = sum(own == predicted for own, predicted in known) / len(known)
+        return f"the pipeline took {right:.1%} of {len(known)} instructions for the benchmark's task"

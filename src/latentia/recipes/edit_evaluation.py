@@ -26,7 +26,7 @@ from latentia.methods.emu_edit.measures.contrastive import retrieval
 from latentia.methods.emu_edit.measures.measure import EditMeter, Extractors
 from latentia.methods.emu_edit.measures.towers import SceneTowers, SceneTrunk
 from latentia.metrics.measurement import Measurement
-from latentia.recipes.edit_editors import open_editor
+from latentia.recipes.edit_editors import PipelineEditor, open_editor
 from latentia.recipes.scene_towers import scene_towers
 from latentia.recipes.sources import resolve_device
 
@@ -160,7 +160,13 @@ def evaluate_edits(edited: str | os.PathLike[str] | Editor, request: EditRequest
         "seed": request.seed,
     }
     published = [] if scale == OWN else beside(benchmark.name, benchmark.split, benchmark.protocol, scale)
-    notes = [*benchmark.notes, *scale_notes(scale, extractors), *own_worth(extractors)]
+    told = editor.told_right(benchmark.cases) if isinstance(editor, PipelineEditor) else None
+    notes = [
+        *([] if told is None else [told]),
+        *benchmark.notes,
+        *scale_notes(scale, extractors),
+        *own_worth(extractors),
+    ]
     if request.count is not None and published:
         published = []
         notes.append("a part of the set was measured: published numbers of the whole are left out")

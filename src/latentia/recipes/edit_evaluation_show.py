@@ -62,5 +62,7 @@ def _published(report: EditReport) -> Table:
     names = list(dict.fromkeys(name for row in report.published for name in row.numbers))
     table = _table(f"published, scale {report.what['scale']}", "by", *names)
     for row in report.published:
-        table.add_row(Text(row.method), row.source, *(f"{row.numbers[n]:.4g}" if n in row.numbers else "" for n in names))
+        table.add_row(
+            Text(row.method), row.source, *(f"{row.numbers[n]:.4g}" if n in row.numbers else "" for n in names)
+        )
     return table

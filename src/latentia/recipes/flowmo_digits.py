@@ -35,7 +35,7 @@ def flowmo_digits() -> FlowMoRecipe:
 
     Differs from the article where its choices are made for long training. Each code token starts from the patch that it
     stands on (`anchored`) and is one of 256 learned codes (`vq_ema`): in one CPU minute 26.7 dB, where free tokens of
-    sign bits have 20. The decoder says x̂₀ (not v), and errors weigh 1/max(t, 0.2).
+    sign bits have 20. The decoder says x̂₀ (not v), and errors weigh 1/max(t, 0.1).
     """
     features = Perceptual(kind="photo_features", weight=0.1)
     return FlowMoRecipe(
@@ -50,6 +50,7 @@ def flowmo_digits() -> FlowMoRecipe:
             code_dim=4,
             quantizer="vq_ema",
             codes=256,
+            decay=0.99,
             group_bits=8,
             encoder=Tower(width=96, depth=2, heads=4),
             decoder=Tower(width=96, depth=4, heads=4),
@@ -57,8 +58,8 @@ def flowmo_digits() -> FlowMoRecipe:
             code_layout="grid",
             anchored=True,
         ),
-        target=FlowTarget(weight_power=1.0, weight_floor=0.2),
-        steps=15_000,
+        target=FlowTarget(weight_power=1.0, weight_floor=0.1),
+        steps=12_000,
         batch_size=32,
         perceptual=features,
         post=PostTraining(
@@ -68,7 +69,7 @@ def flowmo_digits() -> FlowMoRecipe:
             optim=Optim(lr=2e-4, betas=(0.9, 0.95), schedule="cosine", final_lr=0.1, warmup=20),
         ),
         sampling=Sampling(steps=10),
-        optim=Optim(lr=2e-3, betas=(0.9, 0.95), schedule="cosine", final_lr=0.02, warmup=50),
+        optim=Optim(lr=4e-3, betas=(0.9, 0.95), schedule="cosine", final_lr=0.02, warmup=50),
         ema=Average(decay=0.999),
         judged=True,
         preview_every=1000,

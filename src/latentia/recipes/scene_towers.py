@@ -36,14 +36,17 @@ def scene_towers(folder: str | os.PathLike[str] | None = None, progress: bool = 
     return towers
 
 
-def towers_phase(towers: SceneTowers, steps: int = STEPS, batch_size: int = BATCH, seed: int = 0) -> Phase:
-    """The phase that trains the towers on rows of all tasks."""
+def towers_phase(towers: SceneTowers, steps: int | None = None, batch_size: int | None = None, seed: int = 0) -> Phase:
+    """The phase that trains the towers on rows of all tasks; `STEPS` of `BATCH` by default."""
+    steps = steps or STEPS
     data = CaptionedEdits(SceneRows("train", ROWS, towers.config.size, seed=derive_seed("towers", seed)), towers)
     optim = Optim(lr=4e-3, weight_decay=0.05, schedule="cosine", warmup=min(30, steps))
-    return Phase("towers", ContrastiveObjective(towers), data, steps, batch_size, optim)
+    return Phase("towers", ContrastiveObjective(towers), data, steps, batch_size or BATCH, optim)
 
 
-def train_towers(seed: int = 0, steps: int = STEPS, batch_size: int = BATCH, progress: bool = False) -> SceneTowers:
+def train_towers(
+    seed: int = 0, steps: int | None = None, batch_size: int | None = None, progress: bool = False
+) -> SceneTowers:
     """Towers in evaluation mode and frozen; a function of the arguments."""
     with torch.random.fork_rng([]):
         torch.manual_seed(derive_seed("towers", seed))

@@ -1,4 +1,5 @@
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -178,10 +179,26 @@ def test_dinov2_is_cropped_to_224_whatever_it_was_trained_at(tmp_path):
     assert dino.pictures([noisy(0, 30, 30)]).shape == (1, 16)
 
 
+def test_half_a_network_measures_nothing(clip_folder, dino_folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for folder, kind in ((clip_folder, ClipFeatures), (dino_folder, DinoFeatures)):
+        half = shutil.copytree(folder, tmp_path / kind.__name__)
+        tensors = load_file(half / "model.safetensors")
+        lost = next(name for name in tensors if name.endswith(("fc1.weight", "key.weight")))
+        del tensors[lost]
+        save_file(tensors, half / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ArtifactError, match="1 weights missing"):
+            kind(half)
+        (half / "model.safetensors").write_bytes(b"nothing")
+        with pytest.raises(ArtifactError, match="holds no readable"):
+            kind(half)
+
+
 def test_folders_that_hold_no_extractor(clip_folder, dino_folder, tmp_path):
     with pytest.raises(UnknownChoiceError, match="model type of a DINO folder 'clip'"):
         DinoFeatures(clip_folder)
-    with pytest.raises(ArtifactError, match="no whole CLIPModel"):
+    with pytest.raises(UnknownChoiceError, match="model type of a CLIP folder 'vit': known: clip"):
         ClipFeatures(dino_folder)
     with pytest.raises(ArtifactError, match=r"has no config\.json"):
         ClipFeatures(tmp_path)

@@ -1,11 +1,11 @@
 """Any picture → the square that an editor sees, and the edited square → the picture, changed only where it was.
 
-    reading     upright as its EXIF says; the first frame; 8 bits a channel (16-bit greys and floats are scaled, not cut
-                off); greys, palettes, CMYK, … become RGB. What is transparent is seen on white.
-    fitting     scaled by one factor to fit into the editor's size, whole; what is left of the square goes on as the
-                picture's edge does. Nothing is cropped and nothing squeezed.
-    returning   a pixel that the editor did not change keeps its value, bit by bit, at full size; the others are the
-                edited square's, enlarged, and opaque where the picture was transparent.
+reading     upright as its EXIF says; the first frame; 8 bits a channel (16-bit greys and floats are scaled, not cut
+            off); greys, palettes, CMYK, … become RGB. What is transparent is seen on white.
+fitting     scaled by one factor to fit into the editor's size, whole; what is left of the square goes on as the
+            picture's edge does. Nothing is cropped and nothing squeezed.
+returning   a pixel that the editor did not change keeps its value, bit by bit, at full size; the others are the
+            edited square's, enlarged, and opaque where the picture was transparent.
 """
 
 import os
@@ -167,14 +167,3 @@ def read_pictures(given: Any, name: str = "image") -> list[Image.Image]:
         return [read_picture(one, name) for one in listed]
     parts = [part for part in image_input.read_pictures(name, given) if isinstance(part, torch.Tensor)]
     return [picture for part in parts for picture in to_pil(image_input.Pictures(part).centred())]
-
-
-def _arrays(given: Any, name: str) -> list[Image.Image]:
-    import torch
-
-    from latentia.core.images import to_pil
-    from latentia.pipelines.image_input import Pictures
-    from latentia.pipelines.image_input import read_pictures as read
-
-    found: Sequence[Any] = read(name, given)
-    return [picture for part in found for picture in to_pil(Pictures(torch.as_tensor(part)).centred())]

@@ -55,9 +55,7 @@ class TaskEmbedding:
         check_count("examples", self.examples, least=0)
 
     @classmethod
-    def of(
-        cls, model: EmuEditModel, vector: torch.Tensor, name: str, examples: int = 0, instruction: str = ""
-    ) -> Self:
+    def of(cls, model: EmuEditModel, vector: torch.Tensor, name: str, examples: int = 0, instruction: str = "") -> Self:
         """The vector as learnt for `model`. Raises `InputError` for another width."""
         if tuple(vector.shape) != (model.task_dim,):
             raise InputError(f"vector has shape {tuple(vector.shape)}: the model's tasks are ({model.task_dim},)")

@@ -1,6 +1,6 @@
 """Two-scale guidance: how closely to keep to the picture, and how closely to follow the instruction.
 
-    ẽ = e(∅, ∅) + γ_I [e(I, ∅) − e(∅, ∅)] + γ_T [e(I, T) − e(I, ∅)]        Brooks et al. 2023, eq. 3; Sheynin et al. 2023
+    ẽ = e(∅, ∅) + γ_I [e(I, ∅) − e(∅, ∅)] + γ_T [e(I, T) − e(I, ∅)]    Brooks et al. 2023, eq. 3
 
 It is the sum (1 − γ_I) e(∅, ∅) + (γ_I − γ_T) e(I, ∅) + γ_T e(I, T): a branch whose weight is 0 need not be computed,
 and at (1, 1) one forward is left. The task stays in all branches, as it did where conditions were dropped in training.

@@ -83,7 +83,7 @@ class EmuEditModel(ModelMixin):
         task_tokens: further tokens that a task gives; 0 none.
         task_std: deviation of the vectors' start.
         position_channels: channels of a learned map that the UNet sees beside the sample, for tasks about places.
-        pooled_text: the mean of the text's tokens goes into the time embedding too, where short trainings learn soonest
+        pooled_text: the maximum of the text's tokens goes into the time embedding too, where short trainings learn soonest
             what concerns the whole picture.
         noise_gain: x_t is multiplied by a learned number w(t) that starts at zero, so that short trainings first learn
             from the source alone, and x_t comes in where it helps (a preconditioning that needs no schedule).
@@ -192,7 +192,7 @@ class EmuEditModel(ModelMixin):
         states, bias = self._tokens(encoder_hidden_states, vectors, encoder_attention_mask)
         told = self.to_time(vectors)
         if self.pooled is not None:
-            told = told + self.pooled(encoder_hidden_states.mean(dim=1))
+            told = told + self.pooled(encoder_hidden_states.amax(dim=1))
         said = self.unet(
             self._inputs(self._weighed(sample, timestep), source),
             timestep,

@@ -2,22 +2,32 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NotRequired, TypedDict, Unpack
+from typing import Any, ClassVar, Unpack
 
-import numpy as np
 import torch
 from PIL import Image
 
-from latentia.conditioners.prompts import encode_prompts, text_width
+from latentia.codecs.autoencoder_kl import AutoencoderKL
+from latentia.conditioners.prompts import encode_prompts
 from latentia.core.arguments import check_count, check_number
 from latentia.core.evaluating import evaluating
 from latentia.core.images import OUTPUT_TYPES, to_uint8
-from latentia.core.outputs import Output
 from latentia.core.rng import Generators
 from latentia.errors import InputError, check_choice
 from latentia.methods.emu_edit.canvas import Canvas, read_pictures
-from latentia.methods.emu_edit.editing_request import EditRequest, as_images, check_sides, check_texts, thresholding_of
+from latentia.methods.emu_edit.editing_request import (
+    EditOptions,
+    EditPipelineOutput,
+    EditRequest,
+    as_images,
+    as_tensor,
+    check_sides,
+    check_texts,
+    check_thresholding,
+    readable,
+    spread,
+)
+from latentia.methods.emu_edit.fitting import check_fit
 from latentia.methods.emu_edit.guidance import BRANCHES, IMAGE_GUIDANCE, TEXT_GUIDANCE, branch_weights, combined
 from latentia.methods.emu_edit.model import EmuEditModel
 from latentia.methods.emu_edit.predictor import TaskGuess, TaskPredictorBase
@@ -28,9 +38,7 @@ from latentia.methods.emu_edit.thresholding import Thresholding
 from latentia.pipelines import checks, guidance
 from latentia.pipelines.call import PipelineCall
 from latentia.pipelines.callbacks import (
-    Callback,
     CancelToken,
-    PipelineCallback,
     check_callback,
     check_cancel,
     wanted_tensors,
@@ -42,51 +50,6 @@ from latentia.pipelines.request import Request
 from latentia.pipelines.sampling import SamplingPipeline
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class EditPipelineOutput(Output):
-    """The pictures of one call.
-
-    Attributes:
-        images: edited, each in the size it was given in; in the form that `output_type` asked for.
-        tasks: what each was edited as, by name.
-        guesses: how sure that is, for those whose task was predicted; None for the others.
-    """
-
-    images: Images
-    tasks: list[str]
-    guesses: list[TaskGuess | None]
-
-
-class EditOptions(TypedDict):
-    """Keywords that a call takes beside its own.
-
-    seed: picture i is drawn from its own generator, derived from (seed, i); alone or in any batch it is the same.
-    sample_indices: the numbers i of the pictures under `seed`; default 0 … pictures − 1.
-    size: what the editor sees: a side, or (height, width), in pixels; default the size it was trained on.
-    thresholding: a `Thresholding`, or its α: keep what the edit hardly changed. Default: keep what is exactly equal,
-        and, where an editor without copy gate sees a picture smaller than it is, what `pipe.thresholding` keeps.
-    eta: η in [0, 1] of DDIM: 0 deterministic, 1 as noisy as DDPM. Needs a scheduler that takes it.
-    latents: standard normal starting noise (pictures, C, h, w), scaled by the scheduler's `init_noise_sigma`.
-    max_batch: most pictures that go through the network at once; more are edited in chunks.
-    callback_on_step_end: `(pipe, step_index, timestep, tensors)`, a `PipelineCallback` or a list of these; it may
-        assign `pipe.guidance_scale` and `pipe.image_guidance_scale`.
-    callback_on_step_end_tensor_inputs: names to hand to it, of latents, prompt_embeds, negative_prompt_embeds,
-        image_latents, task_embeds, model_output, pred_original_sample (x̂₀).
-    cancel: a `CancelToken` that another thread may pull.
-    """
-
-    seed: NotRequired[int | None]
-    sample_indices: NotRequired[Sequence[int] | None]
-    size: NotRequired[int | tuple[int, int] | None]
-    thresholding: NotRequired[Thresholding | float | None]
-    eta: NotRequired[float]
-    latents: NotRequired[torch.Tensor | None]
-    max_batch: NotRequired[int | None]
-    callback_on_step_end: NotRequired[Callback | PipelineCallback | Sequence[PipelineCallback] | None]
-    callback_on_step_end_tensor_inputs: NotRequired[Sequence[str]]
-    cancel: NotRequired[CancelToken | None]
 
 
 class EmuEditPipeline(SamplingPipeline):
@@ -175,12 +138,12 @@ class EmuEditPipeline(SamplingPipeline):
             )
         super()._check_component(name, value)
         parts = {**{n: vars(self).get(n) for n in self.roles}, name: value}
-        _check_fit(parts, self.task_names if parts["model"] is not None else {})
+        check_fit(parts, self.task_names if parts["model"] is not None else {})
 
     # What it is ------------------------------------------------------------------------------------------
 
     @property
-    def unet(self) -> EmuEditModel:  # type: ignore[override]
+    def unet(self) -> EmuEditModel:
         """The network that denoises: `model`."""
         return self.model
 
@@ -263,32 +226,28 @@ class EmuEditPipeline(SamplingPipeline):
         return_dict = checks.check_flag("return_dict", return_dict)
         for name in options:
             check_choice("argument", name, EditOptions.__annotations__)
-        with evaluating(self.networks):
-            request = self._request(
-                image, instruction, task, num_inference_steps, output_type, generator, **options
-            ).guided_by(self._scales(guidance_scale, image_guidance_scale))
+        scales = self._scales(guidance_scale, image_guidance_scale)
+        asked = image, instruction, task, num_inference_steps, output_type, generator
+        request = self._request(*asked, scales, **options)
         for choice in request.choices:
             if choice.guess is not None and not choice.guess.sure:
                 logger.warning("edited as %s", choice.guess.note)
         try:
             z = self._sample(request)
             assert isinstance(z, torch.Tensor)
-            images: Images = z if output_type == "latent" else self._returned(request, z)
+            images: Images = z if output_type == "latent" else as_images(self._returned(request, z), output_type)
         finally:
             if self._offload is not None:
                 self._offload.release()
         names, guesses = [choice.name for choice in request.choices], [choice.guess for choice in request.choices]
         return EditPipelineOutput(images, names, guesses) if return_dict else (images, names, guesses)
 
-    def _scales(self, text: float | None, image: float | None) -> dict[str, float]:
-        """Both scales of a call, given or this pipeline's."""
+    def _scales(self, text: float | None, image: float | None) -> tuple[float, float]:
+        """(γ_T, γ_I) of a call, given or this pipeline's."""
         paper = (1.0, 1.0) if self.model.config.copy_gate else (TEXT_GUIDANCE, IMAGE_GUIDANCE)
         text = self._values.get("default_guidance_scale", paper[0]) if text is None else text
         image = self._values.get("default_image_guidance_scale", paper[1]) if image is None else image
-        return {
-            "guidance_scale": guidance.check_scale(text),
-            "image_guidance_scale": check_number("image_guidance_scale", image, 0.0, advice="1.5"),
-        }
+        return guidance.check_scale(text), check_number("image_guidance_scale", image, 0.0, advice="1.5")
 
     def _request(
         self,
@@ -298,6 +257,7 @@ class EmuEditPipeline(SamplingPipeline):
         num_inference_steps: int,
         output_type: str,
         generator: Generators,
+        scales: tuple[float, float],
         *,
         seed: int | None = None,
         sample_indices: Sequence[int] | None = None,
@@ -319,7 +279,7 @@ class EmuEditPipeline(SamplingPipeline):
         lengths["sample_indices"] = checks.listed_length("sample_indices", sample_indices)
         lengths["generator"] = len(generator) if isinstance(generator, list | tuple) else None
         batch = checks.batch_of(None, lengths)
-        pictures, texts, tasks = (each * batch if len(each) == 1 else each for each in (pictures, texts, tasks))
+        pictures, texts, tasks = spread(pictures, batch), spread(texts, batch), spread(tasks, batch)
         sizes = sorted({picture.size for picture in pictures})
         if output_type in ("np", "pt") and len(sizes) > 1:
             raise InputError(f"pictures of several sizes {sizes} are no array: leave output_type at 'pil'")
@@ -330,23 +290,87 @@ class EmuEditPipeline(SamplingPipeline):
             latents = checks.check_latents(latents, (batch, *shape))
         callback = check_callback(callback_on_step_end)
         known = self._callback_tensor_inputs
-        choices = choose_tasks(tasks, texts, self.model, self.task_names, self.task_predictor)
+        with evaluating([self.task_predictor]):
+            choices = choose_tasks(tasks, texts, self.model, self.task_names, self.task_predictor)
         return EditRequest(
             batch=batch,
             steps=steps,
             shape=shape,
             output_type="latent",
-            pictures_as=output_type,
             generator=checks.generators_of(generator, seed, sample_indices, batch),
             latents=latents,
             step_options=checks.check_step_options(self.scheduler, {"eta": checks.eta_option(eta)}),
-            guidance={},
+            guidance={"guidance_scale": scales[0]},
+            notes={"image_guidance_scale": scales[1]},
             max_batch=batch if max_batch is None else check_count("max_batch", max_batch),
             callback=callback,
             wanted=wanted_tensors(callback, callback_on_step_end_tensor_inputs, known) if callback else (),
             cancel=check_cancel(cancel),
             canvases=[Canvas.fit(picture, *sides) for picture in pictures],
-            texts=self._readable(texts, choices),
+            texts=readable(texts, choices, self.tokenizer, self.text_encoder),
             choices=choices,
-            thresholding=thresholding_of(thresholding),
+            thresholding=check_thresholding(thresholding),
         )
+
+    # One chunk of the batch --------------------------------------------------------------------------------
+
+    def _conditions(self, request: Request, rows: slice) -> dict[str, torch.Tensor]:
+        """Both texts, both pictures and the task of some rows; each made by itself, the same in any batch."""
+        assert isinstance(request, EditRequest)
+        device, dtype = self.execution_device, self.model.dtype
+        with self._using("text_encoder"):
+            texts = encode_prompts(self.tokenizer, self.text_encoder, [*request.texts[rows], ""])
+        texts = texts.to(device, dtype)
+        sources = torch.cat([self._source(as_tensor(canvas.seen[None])) for canvas in request.canvases[rows]])
+        sources = sources.to(device, torch.promote_types(dtype, torch.float32))
+        return {
+            "prompt_embeds": texts[:-1],
+            "negative_prompt_embeds": texts[-1:].expand(len(texts) - 1, -1, -1).contiguous(),
+            "image_latents": sources,
+            "no_image": torch.zeros_like(sources),
+            "task_embeds": torch.stack([choice.vector for choice in request.choices[rows]]).to(device, dtype),
+        }
+
+    def _source(self, x: torch.Tensor) -> torch.Tensor:
+        """A picture (1, 3, H, W) in [-1, 1] → what stands beside the noise; nothing is drawn."""
+        if self.codec is None:
+            return x
+        with self._using("codec"):
+            if not isinstance(self.codec, AutoencoderKL):
+                return encode_safely(self.codec, x, name="codec")
+            mean = run_safely(self.codec, lambda vae, given, _: vae.encode(given).latent_dist.mode(), x, name="codec")
+            return mean if self._values.get("unscaled_source") else self.codec.scale_latents(mean)
+
+    def _denoise(self, call: PipelineCall, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The prediction under both guidances, from one forward over the branches that they need."""
+        weights = branch_weights(call.image_guidance_scale, call.current_scale)
+        pictures, texts = zip(*(BRANCHES[branch] for branch in weights))
+        dtype = self.model.dtype
+        said = self.model(
+            torch.cat([z] * len(weights)).to(dtype),
+            t,
+            encoder_hidden_states=call.joined(*texts),
+            source=call.joined(*pictures).to(dtype),
+            task=call.joined(*["task_embeds"] * len(weights)),
+        ).sample.to(z.dtype)
+        return combined(dict(zip(weights, said.chunk(len(weights)))), weights)
+
+    @torch.no_grad()
+    def decode(self, z: torch.Tensor, generator: Generators = None) -> torch.Tensor:
+        """What is sampled (B, C, h, w) → pictures (B, 3, H, W) in about [-1, 1], float32 at least."""
+        if self.codec is None:
+            return z
+        with evaluating([self.codec]), self._using("codec"):
+            return decode_safely(self.codec, z, generator, "codec")
+
+    def _returned(self, request: EditRequest, z: torch.Tensor) -> list[Image.Image]:
+        """Samples → whole pictures, changed where the edit changed them."""
+        finished = []
+        for rows in request.chunks():
+            for canvas, edited in zip(request.canvases[rows], to_uint8(self.decode(z[rows])), strict=True):
+                rule = request.thresholding
+                if rule is None and canvas.reduced and not self.model.config.copy_gate:
+                    rule = self.thresholding  # else a picture's finest details would go everywhere
+                kept = None if rule is None else rule.keeps(as_tensor(canvas.seen[None]), as_tensor(edited[None]))
+                finished.append(canvas.returned(edited, None if kept is None else kept[0, 0].numpy()))
+        return finished

@@ -5,6 +5,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -237,5 +238,5 @@ def features_of(text: str) -> Iterator[list[str]]:
     written = _WORD.findall(text)
     words = ["^", *("#" if word.isupper() and len(word) > 1 else word.lower() for word in written), "$"]
     yield [f"w {word}" for word in words]
-    yield [f"p {a} {b}" for a, b in zip(words, words[1:])]
+    yield [f"p {a} {b}" for a, b in pairwise(words)]
     yield [f"l {spelt[i : i + 3]}" for word in words[1:-1] for spelt in [f" {word} "] for i in range(len(spelt) - 2)]

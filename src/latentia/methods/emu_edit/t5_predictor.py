@@ -62,7 +62,10 @@ class T5TaskPredictor(TaskPredictorBase):
         """
         from transformers import AutoTokenizer, T5ForConditionalGeneration
 
-        place = {"pretrained_model_name_or_path": os.fspath(name_or_path), "local_files_only": local_files_only}
+        place: dict[str, Any] = {
+            "pretrained_model_name_or_path": os.fspath(name_or_path),
+            "local_files_only": local_files_only,
+        }
         try:
             t5 = T5ForConditionalGeneration.from_pretrained(**place, use_safetensors=True, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(**place)

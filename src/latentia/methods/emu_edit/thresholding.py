@@ -1,4 +1,4 @@
-"""Sequential edit thresholding: what an edit hardly changed stays what it was, so that many turns do not wear it out."""
+"""Sequential edit thresholding: what an edit hardly changed stays, so that many turns do not wear a picture out."""
 
 import math
 from collections.abc import Sequence

@@ -25,7 +25,7 @@ PLACEHOLDERS = ("a train station in city",)
 CAPTIONS = ("raw", "clean")
 COLUMNS = ("instruction", "image", "task", "split", "idx", "hash", "input_caption", "output_caption")
 
-REPEATED = 3
+REPEATED = 10
 """A caption of at least so many ids (of one split) is pointed out, being a placeholder perhaps."""
 
 
@@ -87,7 +87,7 @@ class EmuEditSet(Benchmark):
 
     def _read(self) -> None:
         table = self.table
-        columns = {name: [str(v or "") for v in table.column(name)] for name in COLUMNS if name != "image"}
+        columns = {name: _texts(table.column(name)) for name in COLUMNS if name != "image"}
         names = file_names(columns, self.split)
         seen: dict[tuple[str, str], str] = {}
         for index, names_here in enumerate(names):
@@ -149,6 +149,10 @@ def caption_fault(before: str, after: str, placeholders: Iterable[str]) -> str |
     if any(each in placeholders for each in two):
         return "placeholder caption"
     return "identical captions" if two[0] == two[1] else None
+
+
+def _texts(values: Iterable[object]) -> list[str]:
+    return ["" if value is None else str(value) for value in values]
 
 
 def plain(text: str) -> str:

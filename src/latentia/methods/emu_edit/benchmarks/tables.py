@@ -47,7 +47,8 @@ class Table(ABC):
         """Raise `InputError` that names the missing columns, those there are, and the likeliest mistake."""
         missing = [column for column in columns if column not in self.columns]
         if missing:
-            hints = [f"{m} (is it {near!r}?)" if (near := nearest(m, self.columns)) else m for m in missing]
+            others = [column for column in self.columns if column not in columns]
+            hints = [f"{m} (is it {near!r}?)" if (near := nearest(m, others)) else m for m in missing]
             raise InputError(
                 f"{self.name} lacks the column{'s'[: len(missing) != 1]} {', '.join(hints)}; "
                 f"it has: {', '.join(self.columns) or 'none'}"

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from latentia.conditioners.tokenizers import load_tokenizer
+from latentia.core.files import read_json
 from latentia.core.images import to_uint8
+from latentia.errors import check_choice
 from latentia.methods.emu_edit.measures.pretrained import (
     Preparation,
     load,
@@ -45,13 +47,14 @@ class ClipFeatures:
         name_or_path: a folder as transformers saves it, or a Hub id such as `openai/clip-vit-base-patch32`.
         device: where it runs.
 
-    Raises `ArtifactError` for a folder that holds no whole CLIP.
+    Raises `ArtifactError` for a folder that holds no whole CLIP, `UnknownChoiceError` for another network.
     """
 
     def __init__(self, name_or_path: str | os.PathLike[str], device: torch.device | str = "cpu") -> None:
         from transformers import CLIPModel
 
         folder = model_folder(name_or_path)
+        check_choice("model type of a CLIP folder", read_json(folder / "config.json").get("model_type"), ("clip",))
         model: Any = load(CLIPModel, folder).to(device)
         self.model = model
         self.digest = weights_digest(folder)
