@@ -52,8 +52,9 @@ def empty_folder(tmp_path, monkeypatch):
 
 def check_command(words: list[str]) -> None:
     """The command exists, with these options, this recipe, these keys and this scheduler."""
-    command = typer.main.get_command(app).commands[words[1]]
-    command.make_context(words[1], words[2:])
+    known, two = typer.main.get_command(app).commands, " ".join(words[1:3])
+    name, rest = (two, words[3:]) if two in known else (words[1], words[2:])
+    known[name].make_context(name, rest)
     if words[1] == "train":
         override(registry.recipe(words[2]), [word for word in words[3:] if "=" in word])
     if "--scheduler" in words:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from latentia import AutoregressivePipeline, DiffusionPipeline, MaskedPipeline
 from latentia.errors import InputError, LatentiaError
+from latentia.methods.flowmo.codecs import FlowMo
 from latentia.recipes import evaluation, registry
 from latentia.recipes.overrides import override
 from latentia.recipes.run import run_recipe
@@ -17,6 +18,9 @@ TINY = ("steps=2", "batch_size=8", "transformer.width=8", "transformer.layers=1"
 TINY += ("pictures=40", "judge_steps=2", "image_size=16", "preview_every=2", "label_dropout=0.1")
 CODEC = ("tokenizer.steps=2", "tokenizer.batch_size=8", "tokenizer.channels=8,", "tokenizer.latent_channels=4")
 CODEC += ("tokenizer.code_dim=2", "tokenizer.codes=16", "tokenizer.groups=4")
+
+
+SMALL_TOWER = {"width": 16, "depth": 1, "heads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,27 @@ def test_a_run_leaves_pipeline_judge_and_report(run):
     assert page.count("<img") >= 3
     with Image.open(run / "samples.png") as sheet:
         assert sheet.width > sheet.height
+
+
+@pytest.mark.parametrize("quantizer", ["lfq", "vq_ema"])
+@pytest.mark.parametrize("name", ["maskgit-digits", "gpt-digits"])
+def test_priors_learn_the_codes_of_a_flowmo(name, quantizer, tmp_path):
+    torch.manual_seed(0)
+    half = {f"{part}_{size}": value for part in ("encoder", "decoder") for size, value in SMALL_TOWER.items()}
+    options = {"group_bits": 3} if quantizer == "lfq" else {"num_codes": 16}
+    sizes = {"image_size": 16, "in_channels": 1, "patch_size": 8, "code_length": 4, "code_dim": 6}
+    codec = FlowMo(**sizes, **half, quantizer=quantizer, quantizer_options=options, num_inference_steps=2)
+    codec.save_pretrained(tmp_path / "codec")
+    one_by_one = {} if name == "gpt-digits" else {"patch_size": 1}
+    shared = [each.replace("pictures=40", "pictures=0") for each in TINY]
+    changes = [*shared, f"codec={tmp_path / 'codec'}", *(f"{k}={v}" for k, v in one_by_one.items())]
+    run_recipe(override(registry.recipe(name), changes), tmp_path / "run", progress=False)
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "run/pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    tokens = pipe(class_labels=[3, 4], seed=0, output_type="latent").images
+    assert tokens.shape == (2, *codec.token_shape((1, 16, 16)))
+    assert int(tokens.max()) < codec.num_codes
+    assert pipe(class_labels=[3, 4], seed=0, output_type="pt").images.shape == (2, 1, 16, 16)
 
 
 def test_the_codec_is_trained_once(masked_run, gpt_run):

@@ -36,11 +36,9 @@ def evaluate_edit(
     towers: Annotated[
         Path | None, typer.Option(help="Folder of the scenes' own network; trained there first if it is not there.")
     ] = None,
-    captions: Annotated[
-        Path | None, typer.Option(help="MagicBrush's local captions, for clip_t.", exists=True, dir_okay=False)
-    ] = None,
+    captions: Annotated[Path | None, typer.Option(help="MagicBrush's local captions, for clip_t.")] = None,
     global_captions: Annotated[
-        Path | None, typer.Option(help="MagicBrush's global captions, for clip_dir and clip_out.", exists=True)
+        Path | None, typer.Option(help="MagicBrush's global captions, for clip_dir and clip_out.")
     ] = None,
     count: Annotated[
         int | None, typer.Option("-n", "--count", min=1, help="The first so many edits; default: all, of scenes 512.")
@@ -58,6 +56,9 @@ def evaluate_edit(
     seed: Seed = 0,
     batch_size: BatchSize = 16,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write everything as JSON.")] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Folder: also write the inputs and instructions, for another program to edit.")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Measure edits: CLIP, DINO and pixel distances, and true success on scenes; on a scale that its name says."""
@@ -87,6 +88,7 @@ def evaluate_edit(
         batch_size=batch_size,
         device=device,
         baselines=baseline or ("copy",),
+        export=export,
     )
     report = evaluate_edits(edited, request)
     quiet_processes(lambda: Console().print(edit_tables(report)))

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from latentia._version import __version__
 from latentia.cli.convert import convert
 from latentia.cli.demo import demo
+from latentia.cli.edit import edit
 from latentia.cli.evaluate import evaluate
 from latentia.cli.evaluate_edit import evaluate_edit
 from latentia.cli.img2img import img2img
@@ -85,7 +86,21 @@ def main(
     """Compress, then generate: train latent generative models from scratch, sample them, judge them."""
 
 
-for command in (demo, train, sample, img2img, inpaint, evaluate, encode, decode, reconstruct, recipes, info, convert):
+for command in (
+    demo,
+    train,
+    sample,
+    edit,
+    img2img,
+    inpaint,
+    evaluate,
+    encode,
+    decode,
+    reconstruct,
+    recipes,
+    info,
+    convert,
+):
     app.command()(command)
 app.command("evaluate edit")(evaluate_edit)
 app.add_typer(params)

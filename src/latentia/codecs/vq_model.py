@@ -209,6 +209,11 @@ class VQModel(SpatialCodec):
         """K, the alphabet of a token."""
         return self.quantize.num_codes
 
+    @property
+    def tokens_per_position(self) -> int:
+        """q, tokens at one position: 1, or the quantizer's levels or groups."""
+        return self.quantize.tokens
+
     def token_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """(C, H, W) of x → (h, w), or (h, w, q) for quantizers of q tokens; raises as `latent_shape`."""
         _, height, width = self.latent_shape(shape)

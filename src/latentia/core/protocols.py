@@ -46,6 +46,11 @@ class TokenCodec(Codec, Protocol):
         """K, the alphabet of one token."""
         ...
 
+    @property
+    def tokens_per_position(self) -> int:
+        """q, tokens at one position: the last axis of `token_shape` where there are several."""
+        ...
+
     def token_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """(C, H, W) of x → shape of its tokens without batch: (h, w) or (S,), with a last axis of q if there are q."""
         ...

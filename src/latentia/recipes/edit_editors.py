@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +68,7 @@ class PipelineEditor:
         if not self.is_emu_edit and not isinstance(self.pipe, StableDiffusionInstructPix2PixPipeline):
             raise InputError(f"{path} is a {type(self.pipe).__name__}, which takes no instructions")
         self.tasks: dict[str, str] = {}
+        self.unsure = 0
 
     def __call__(self, cases: Sequence[Case], images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The edited pictures, of the sizes of those given."""
@@ -74,7 +77,9 @@ class PipelineEditor:
         numbers = [self.numbers[case.key] for case in cases]
         if self.is_emu_edit:
             tasks = [self._task(case) for case in cases] if self.tell_task else None
-            made = self.pipe(pictures, instructions, tasks, seed=self.seed, sample_indices=numbers, **self.options)
+            with _without_warnings():
+                made = self.pipe(pictures, instructions, tasks, seed=self.seed, sample_indices=numbers, **self.options)
+            self.unsure += sum(guess is not None and not guess.sure for guess in made.guesses)
             self.tasks |= {case.key: task for case, task in zip(cases, made.tasks, strict=True)}
             return [np.asarray(picture) for picture in made.images]
         results: list[np.ndarray] = []
@@ -93,4 +98,17 @@ class PipelineEditor:
         if self.tell_task or not known:
             return None
         right = sum(own == predicted for own, predicted in known) / len(known)
-        return f"the pipeline took {right:.1%} of {len(known)} instructions for the benchmark's task"
+        unsure = f", and was not sure of {self.unsure}" if self.unsure else ""
+        return f"the pipeline took {right:.1%} of {len(known)} instructions for the benchmark's task{unsure}"
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """A pipeline says of every edit whose task it is not sure of; here they are counted."""
+    logger = logging.getLogger("latentia.methods.emu_edit.pipeline")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

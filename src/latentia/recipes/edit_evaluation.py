@@ -18,7 +18,7 @@ from latentia.methods.emu_edit.benchmarks.benchmark import Benchmark, Case, Edit
 from latentia.methods.emu_edit.benchmarks.emu_edit_set import EmuEditSet
 from latentia.methods.emu_edit.benchmarks.magicbrush import MagicBrush
 from latentia.methods.emu_edit.benchmarks.published import Published, beside
-from latentia.methods.emu_edit.benchmarks.results import BASELINES, oracle
+from latentia.methods.emu_edit.benchmarks.results import BASELINES, oracle, write_inputs
 from latentia.methods.emu_edit.benchmarks.scales import OWN, SCALES, captions_of, choose_scale, result_name
 from latentia.methods.emu_edit.benchmarks.scenes import Scenes
 from latentia.methods.emu_edit.datasets import SceneRows
@@ -58,6 +58,7 @@ class EditRequest:
         batch_size: edits made and measured together.
         device: where networks run.
         baselines: editors measured beside, of `copy`, `grey` and `oracle`.
+        export: folder that inputs and instructions are written into, for another program to edit.
     """
 
     benchmark: str
@@ -80,6 +81,7 @@ class EditRequest:
     batch_size: int = 16
     device: str = "auto"
     baselines: Sequence[str] = ("copy",)
+    export: Path | None = None
 
     def __post_init__(self) -> None:
         check_choice("benchmark", self.benchmark, BENCHMARKS)
@@ -143,6 +145,8 @@ def evaluate_edits(edited: str | os.PathLike[str] | Editor, request: EditRequest
     benchmark = open_benchmark(request, scale)
     if not benchmark.cases:
         raise InputError(f"nothing is left of {benchmark.name}: skipped {dict(benchmark.skipped)}")
+    if request.export is not None:
+        write_inputs(benchmark, request.export)
     editor, made = (edited, True) if callable(edited) else open_editor(edited, benchmark, request)
     meters = {"edited": judge(benchmark, editor, extractors, request, scale, continued=made)}
     for name in request.baselines:

@@ -73,7 +73,7 @@ class TokenPrior(Recipe):
     image_channels: PositiveInt = Field(default=3, description="1 (grey) or 3 (RGB)")
     num_classes: NonNegativeInt = Field(default=0, description="classes that the transformer is told; 0 for none")
     flip: bool = Field(default=False, description="learn from mirror images too")
-    codec: str | None = Field(default=None, description="folder of a trained `VQModel`; none trains `tokenizer` first")
+    codec: str | None = Field(default=None, description="folder of a trained `VQModel` or `FlowMo`; none trains `tokenizer` first")
     tokenizer: TrainedTokenizer = Field(description="the codec that is trained when none is given")
     transformer: Transformer = Field(description="the prior")
     label_dropout: Fraction = Field(default=0.0, description="share of labels replaced by the null class, for guidance")
@@ -275,7 +275,7 @@ def check_tokens(codec: Any, folder: str) -> Any:
 
     if not isinstance(codec, TokenCodec):
         raise InputError(
-            f"codec={folder} holds {type(codec).__name__}, which has no tokens: give the folder of a VQModel"
+            f"codec={folder} holds {type(codec).__name__}, which has no tokens: give the folder of a VQModel or a FlowMo"
         )
     return codec
 
@@ -309,7 +309,7 @@ class MaskedPrior(TokenPrior):
         return MaskedTransformer(
             num_codes=codec.num_codes,
             token_shape=shape,
-            groups=codec.quantize.tokens,
+            groups=codec.tokens_per_position,
             patch_size=self.patch_size,
             num_class_embeds=self.num_classes + 1 if self.num_classes else None,
             **self.transformer.arguments(),

@@ -103,10 +103,15 @@ class FlowMo(DiffusionAutoencoder):
         """K, the alphabet of one token."""
         return self.quantizer.num_codes
 
+    @property
+    def tokens_per_position(self) -> int:
+        """q, tokens that make up one code token."""
+        return self.quantizer.tokens
+
     def token_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of the tokens of one picture of `shape` (C, H, W): (S,), or (S, q)."""
         self.check_shape(shape)
-        tokens = self.quantizer.tokens
+        tokens = self.tokens_per_position
         return (self.config.code_length,) if tokens == 1 else (self.config.code_length, tokens)
 
     def bits(self, shape: Sequence[int]) -> float:

@@ -1,11 +1,13 @@
 """Editors for benchmarks: pictures that exist already, those of a published table, and the ones that need no model."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from latentia.core.files import write_text_atomic
 from latentia.data.decode import flatten
 from latentia.errors import ArtifactError, InputError
 from latentia.methods.emu_edit.benchmarks.benchmark import Benchmark, Case, Editor
@@ -110,6 +112,26 @@ class TableOfResults:
         """The pictures of those cases."""
         found = [self._at[joint_key(case)] for case in cases]
         return [table.picture(index, "edited_image") for table, index in found]
+
+
+def write_inputs(benchmark: Benchmark, folder: Path) -> Path:
+    """Write what another program needs to make results: `instructions.jsonl` and `inputs/`; returns the former.
+
+    A line holds `key`, `instruction`, `task`, `input` (a file below `folder`; null where the input is the result of the
+    line before) and `result`, the name that the result's PNG must have in the folder of results.
+    """
+    (folder / "inputs").mkdir(parents=True, exist_ok=True)
+    lines = []
+    for case in benchmark.cases:
+        name = None if case.follows else f"inputs/{case.files[0]}.png"
+        if name is not None:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(benchmark.pictures(case).before).save(folder / name)
+        told = {"key": case.key, "instruction": case.instruction, "task": case.task, "input": name}
+        lines.append(json.dumps({**told, "result": f"{case.files[0]}.png"}))
+    written = folder / "instructions.jsonl"
+    write_text_atomic(written, "\n".join(lines) + "\n")
+    return written
 
 
 def joint_key(case: Case) -> tuple[str, ...]:

@@ -137,7 +137,7 @@ class SceneTowers(ModelMixin):
         return F.normalize(self.image_features(x), dim=1), F.normalize(self.text_features(words), dim=1)
 
     def _stack(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
-        tensors = [to_unit(torch.from_numpy(np.ascontiguousarray(p)).movedim(-1, 0))[None] for p in pictures]
+        tensors = [to_unit(torch.from_numpy(np.array(p)).movedim(-1, 0))[None] for p in pictures]
         return torch.cat([self._sized(x.to(self.device)) for x in tensors])
 
     def _sized(self, x: torch.Tensor) -> torch.Tensor:
