@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from latentia.methods.emu_edit.measures.clip import ClipFeatures
 from latentia.methods.emu_edit.measures.dino import DinoFeatures
 from latentia.methods.emu_edit.measures.towers import SceneTowers
 from latentia.recipes import scene_towers
-from latentia.recipes.edit_evaluation import EditRequest, evaluate_edits
+from latentia.recipes.edit_evaluation import EditRequest, evaluate_edits, towers_beside
 from tiny_editor import editor
 from tiny_extractors import save_clip, save_dino
 from tiny_sd import tiny_sd
@@ -155,6 +156,16 @@ def test_an_emu_edit_pipeline(cli, towers, tmp_path):
     assert "of 3 instructions for the benchmark's task" in said["one"]
     assert "instructions" not in said["told"]
     assert values["one"]["emu-edit/test own: clip_im[scenes]"] < 1
+
+
+def test_the_network_that_a_run_has_kept_is_used(towers, tmp_path):
+    shutil.copytree(towers, tmp_path / "towers")
+    pipeline = tmp_path / "pipeline"
+    assert towers_beside(tmp_path) == towers_beside(pipeline) == tmp_path / "towers"
+    assert towers_beside(tmp_path / "towers" / "x") is None
+    folder = results_of(tmp_path / "results", ["00000", "00001"], picture(1, 32, 32))
+    report = evaluate_edits(folder, EditRequest("scenes", count=2, size=32, device="cpu", baselines=()))
+    assert report.what["clip"] == "scenes"
 
 
 def test_another_program_edits_what_was_exported(cli, towers, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class EditRequest:
         scale: one of `SCALES` or `own`; None: the first that the networks fit.
         clip, dino: folders or Hub ids of published networks.
         towers: folder of the scenes' own network, trained there first if it is not there. `scenes` uses it when there
-            is neither `clip` nor `dino`, and keeps it nowhere when no folder is given.
+            is neither `clip` nor `dino`; None: the `towers` of the run, or one trained for this evaluation alone.
         captions, global_captions: MagicBrush's files.
         count: the first so many edits; None: all, of `scenes` `SCENES`.
         size: side of the pictures of `scenes`.
@@ -140,6 +140,9 @@ def evaluate_edits(edited: str | os.PathLike[str] | Editor, request: EditRequest
     Raises `InputError` for a scale that the networks are not of, or an argument that the benchmark does not know;
     `ArtifactError` for missing files, pictures and results.
     """
+    plain = request.benchmark == "scenes" and request.towers is None and request.clip is None and request.dino is None
+    if plain and not callable(edited):
+        request = replace(request, towers=towers_beside(Path(edited)))
     extractors = open_extractors(request)
     scale = choose_scale(request.scale, request.benchmark, *extractors.names())
     benchmark = open_benchmark(request, scale)
@@ -175,6 +178,12 @@ def evaluate_edits(edited: str | os.PathLike[str] | Editor, request: EditRequest
         published = []
         notes.append("a part of the set was measured: published numbers of the whole are left out")
     return EditReport(what, meters, dict(benchmark.skipped), notes, published)
+
+
+def towers_beside(path: Path) -> Path | None:
+    """The scenes' network that a run, or the run that this is the pipeline of, has kept; None without one."""
+    near = (path / "towers", path.parent / "towers")
+    return next((folder for folder in near if (folder / "config.json").is_file()), None)
 
 
 def open_extractors(request: EditRequest) -> Extractors:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_editor import picture
 
 from latentia.errors import InputError
 from latentia.methods.emu_edit.canvas import Canvas, open_picture, read_picture, read_pictures
+from tiny_editor import picture
 
 SIZES = [(64, 64), (1, 1), (1, 300), (300, 1), (17, 64), (100, 61), (63, 65), (640, 333), (5, 3)]
 """(width, height) in front of an editor of 64 × 64."""
@@ -27,7 +27,8 @@ def test_nothing_is_cropped_squeezed_or_changed(size):
     canvas = Canvas.fit(original, 64, 64)
     assert canvas.seen.shape == (64, 64, 3)
     left, top, right, bottom = canvas.box
-    assert (right - left == 64 or bottom - top == 64) and min(left, top) >= 0
+    assert right - left == 64 or bottom - top == 64
+    assert min(left, top) >= 0
     factor = 64 / max(size)
     assert right - left == max(1, round(size[0] * factor))
     assert bottom - top == max(1, round(size[1] * factor))
@@ -58,7 +59,9 @@ def test_only_what_belongs_to_changed_pixels_changes(size):
     owner = changed[rows.astype(int)[:, None], columns.astype(int)[None]]
     moved = (made != before).any(-1)
     assert not moved[~owner].any()
-    inside = changed & np.roll(changed, 1, 0) & np.roll(changed, -1, 0) & np.roll(changed, 1, 1) & np.roll(changed, -1, 1)
+    inside = (
+        changed & np.roll(changed, 1, 0) & np.roll(changed, -1, 0) & np.roll(changed, 1, 1) & np.roll(changed, -1, 1)
+    )
     deep = inside[rows.astype(int)[:, None], columns.astype(int)[None]]
     assert moved[deep].mean() > 0.99
 

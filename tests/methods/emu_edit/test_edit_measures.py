@@ -8,7 +8,8 @@ from PIL import Image
 
 from latentia.errors import ArtifactError, InputError, UnknownChoiceError
 from latentia.methods.emu_edit.datasets import SceneRows
-from latentia.methods.emu_edit.measures.clip import ClipFeatures, clip_name
+from latentia.methods.emu_edit.measures import pretrained
+from latentia.methods.emu_edit.measures.clip import CLIP_MEAN, CLIP_STD, ClipFeatures, clip_name
 from latentia.methods.emu_edit.measures.contrastive import CaptionedEdits, ContrastiveObjective, contrast, retrieval
 from latentia.methods.emu_edit.measures.cosines import cosine, direction, pixel_distance, sized
 from latentia.methods.emu_edit.measures.dino import DinoFeatures, dino_name
@@ -102,6 +103,14 @@ def test_preparation_keeps_proportions_and_rounds_down():
     left = round((by_hand.width - 224) / 2)
     expected = np.asarray(by_hand.crop((left, 0, left + 224, 224))).transpose(2, 0, 1) / 255
     assert np.allclose(seen[0].numpy(), expected, atol=1e-6)
+
+
+def test_preparation_is_transformers_to_the_last_bit():
+    from transformers import CLIPImageProcessorPil
+
+    pictures = [noisy(1, 100, 336), noisy(2, 260, 224)]
+    expected = CLIPImageProcessorPil()([Image.fromarray(each) for each in pictures], return_tensors="pt")
+    assert torch.equal(Preparation(224, 224, CLIP_MEAN, CLIP_STD)(pictures), expected["pixel_values"])
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +216,47 @@ def test_folders_that_hold_no_extractor(clip_folder, dino_folder, tmp_path):
         ClipFeatures(tmp_path)
     with pytest.raises(ArtifactError, match="no folder"):
         DinoFeatures(tmp_path / "nowhere")
+
+
+class Harmful:
+    def __reduce__(self):
+        return (print, ("run by a pickle",))
+
+
+def test_older_weight_files_are_read_without_running_them(clip_folder, tmp_path, capsys):
+    from safetensors.torch import load_file
+
+    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    (folder / "model.safetensors").unlink()
+    torch.save(load_file(clip_folder / "model.safetensors"), folder / "pytorch_model.bin")
+    old, new = (ClipFeatures(each).texts(["a moon"]) for each in (folder, clip_folder))
+    assert torch.allclose(old, new, atol=1e-6)
+    torch.save({"logit_scale": Harmful()}, folder / "pytorch_model.bin")
+    with pytest.raises(ArtifactError, match="holds no readable CLIPModel"):
+        ClipFeatures(folder)
+    assert "run by a pickle" not in capsys.readouterr().out
+
+
+def test_older_files_are_fetched_only_where_there_are_no_others(clip_folder, tmp_path, monkeypatch):
+    asked = []
+
+    def resolve(name, *, allow_patterns, complete):
+        asked.append("pytorch_model.bin" in allow_patterns)
+        folder = tmp_path / name
+        if asked[-1]:
+            (folder / "pytorch_model.bin").touch()
+        complete(folder)
+        return folder
+
+    monkeypatch.setattr(pretrained, "resolve_folder", resolve)
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").touch()
+    (tmp_path / "new" / "model.safetensors").touch()
+    assert pretrained.weights_file(pretrained.model_folder("new")).name == "model.safetensors"
+    assert asked == [False]
+    assert pretrained.weights_file(pretrained.model_folder("old")).name == "pytorch_model.bin"
+    assert asked == [False, False, True]
 
 
 # The embedded towers ---------------------------------------------------------------------------------------------

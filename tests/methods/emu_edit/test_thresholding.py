@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from tiny_editor import vae
 
 from latentia.errors import InputError, UnknownChoiceError
 from latentia.methods.emu_edit.thresholding import FILTERS, REDUCTIONS, Thresholding, lowpass_kernel
+from tiny_editor import vae
 
 
 def noise(seed, scale=1.0, size=24):
