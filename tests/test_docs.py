@@ -18,7 +18,17 @@ from latentia.recipes.samplers import SAMPLERS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted(DOCS.glob("*.md"))]
-TAUGHT = ("quickstart", "schedulers", "stable_diffusion", "training", "files", "metrics", "parameters", "tokens")
+TAUGHT = (
+    "quickstart",
+    "schedulers",
+    "stable_diffusion",
+    "training",
+    "files",
+    "metrics",
+    "parameters",
+    "tokens",
+    "editing",
+)
 LESSONS = [DOCS / f"{name}.md" for name in TAUGHT]
 
 
@@ -69,6 +79,8 @@ def test_commands_are_true(words):
     for name in words:
         if name.endswith((".pth", ".png")):  # options and arguments that want a file which is there
             Path(name).touch()
+        elif name.endswith("/"):
+            Path(name).mkdir()
     check_command(words)
 
 

@@ -22,7 +22,7 @@ UNET = {
 def model(**options):
     """Weights that start at zero are drawn, so that source, text and task all say something."""
     torch.manual_seed(0)
-    made = EmuEditModel(UNET, **{"sample_size": 16, "in_channels": 3, "patch_size": 2, **options}).eval()
+    made = EmuEditModel(**{"unet": UNET, "sample_size": 16, "in_channels": 3, "patch_size": 2, **options}).eval()
     for parameter in made.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.2)

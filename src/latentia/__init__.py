@@ -66,6 +66,7 @@ _HOME = {
     "StableDiffusionPipeline": "pipelines.text_to_image",
     "StableDiffusionPipelineOutput": "pipelines.outputs",
     "T5TaskPredictor": "methods.emu_edit.t5_predictor",
+    "TaskEmbedding": "methods.emu_edit.embedding_file",
     "TaskPredictor": "methods.emu_edit.predictor",
     "Trajectory": "pipelines.callbacks",
     "UNet1D": "denoisers.unet_1d",

@@ -141,6 +141,8 @@ def test_what_is_wrong_is_told_in_one_line(cli, edit, shot, folder, tmp_path, mo
         ((shot, TEXT, "--task", tmp_path / "none.safetensors"), "no file"),
         ((shot, TEXT, "--task", other), "task vectors of 8"),
         ((shot, TEXT, "--task", shot), "safetensors"),
+        ((shot, TEXT, "-i", ""), "the instruction number 2 is empty"),
+        ((shot, TEXT, "-i", TEXT, "--task", "add", "--task", "ad"), "did you mean 'add'"),
         ((shot, TEXT, "--task", "add", "--task", "remove"), "2 tasks for 1 instructions"),
         ((tmp_path / "text.png", TEXT), "cannot be read as a picture"),
         ((tmp_path / "cut.png", TEXT), "cannot be read as a picture"),

@@ -11,7 +11,7 @@ from latentia.recipes.overrides import keys, override
 from latentia.recipes.recipe import Bench, Recipe
 
 NAMES = registry.names()
-STUDIES = ("tokenizers-study",)
+STUDIES = ("edit-study", "tokenizers-study")
 """Recipes without phases of their own: they carry out others."""
 
 every_recipe = pytest.mark.parametrize("name", NAMES)

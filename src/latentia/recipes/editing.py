@@ -115,6 +115,7 @@ def edit_to(pipe: EmuEditPipeline, picture: Path, edits: Edits, out: Path, keep:
     if keep is not None and keep.exists() and not keep.is_dir():
         raise InputError(f"{keep} is a file: give a folder for the session")
     session = open_session(pipe, picture, edits, keep is not None or len(edits.instructions) > 1)
+    pipe.understand(*(list(asked) for asked in zip(*edits.turns())))  # the last turn's mistake, before the first's work
     before = session.position
     for instruction, task in edits.turns():
         session.edit(instruction, task)

@@ -58,11 +58,11 @@ SIZES: dict[str, Size] = {
     "quick": Size(
         shares={
             **dict.fromkeys(CODECS, 0.09),
-            "flowmo-digits": 0.04,
-            "flowmo-photos": 0.008,
+            "flowmo-digits": 0.08,
+            "flowmo-photos": 0.03,
             "post-digits": 0.05,
-            "post-photos": 0.015,
-            "ablations": 0.006,
+            "post-photos": 0.03,
+            "ablations": 0.02,
             "priors": 0.25,
         },
         pictures=256,
@@ -78,9 +78,9 @@ SIZES: dict[str, Size] = {
     "full": Size(
         shares={
             **dict.fromkeys(CODECS, 1.0),
-            "flowmo-photos": 0.2,
+            "flowmo-photos": 0.6,
             "post-digits": 1.0,
-            "post-photos": 0.2,
+            "post-photos": 0.6,
             "ablations": 0.06,
             "priors": 1.0,
         },

@@ -140,6 +140,17 @@ def test_pictures_stand_upright(tmp_path):
     assert open_picture(tmp_path / "turned.jpg").size == (12, 20)
 
 
+def test_colour_profiles_stay_where_they_still_hold(tmp_path):
+    for mode, kept in (("RGB", True), ("CMYK", False), ("L", False)):
+        rgb().convert(mode).save(tmp_path / "given.tif", icc_profile=b"profile")
+        read = open_picture(tmp_path / "given.tif")
+        canvas = Canvas.fit(read, 64, 64)
+        for made in (canvas.returned(canvas.seen.copy()), canvas.returned(255 - canvas.seen)):
+            made.save(tmp_path / "made.png")
+            with Image.open(tmp_path / "made.png") as again:
+                assert (again.info.get("icc_profile") == b"profile") is kept
+
+
 def test_files_that_are_no_pictures(tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
     (tmp_path / "empty.png").write_bytes(b"")

@@ -1,5 +1,7 @@
 """The editor's pipeline: guidance by hand, seeds, folders, callbacks, tasks, sizes, what it refuses."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -16,11 +18,12 @@ from latentia.core.rng import randn, sample_generators
 from latentia.errors import ArtifactError, Cancelled, InputError, UnknownChoiceError
 from latentia.methods.emu_edit.embedding_file import TaskEmbedding
 from latentia.methods.emu_edit.guidance import branch_weights, combined
+from latentia.methods.emu_edit.joint_text import JointTextEncoder, encode_jointly, joint_ids
 from latentia.methods.emu_edit.tasks.registry import TASK_NAMES
 from latentia.methods.emu_edit.thresholding import Thresholding
 from latentia.pipelines.callbacks import CancelToken
-from tiny_editor import LENGTH, editor, model, picture, predictor, scheduler, text_encoder, vae
-from tiny_text import stable_diffusion
+from tiny_editor import LENGTH, UNET, editor, model, picture, predictor, scheduler, text_encoder, vae
+from tiny_text import clip, stable_diffusion
 
 TEXT = "remove the red square"
 CALL = {"instruction": TEXT, "task": "remove", "num_inference_steps": 3, "seed": 5}
@@ -229,6 +232,20 @@ def test_callbacks_see_and_replace_every_tensor(kind):
     assert not torch.equal(made, pipe(rgb(), **CALL, output_type="pt").images)
 
 
+def test_threads_offloading_and_half_precision_share_a_pipeline():
+    pipe = editor(latent=True)
+    call = {**CALL, "output_type": "pt"}
+    call.pop("seed")
+    plain = [pipe(rgb(), **call, seed=i).images for i in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda i: pipe(rgb(), **call, seed=i).images, range(4)))
+    assert all(torch.equal(a, b) for a, b in zip(plain, made))
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(pipe(rgb(), **call, seed=0).images, plain[0])
+    pipe.disable_model_cpu_offload()
+    assert (pipe.to(torch.bfloat16)(rgb(), **call, seed=0).images - plain[0]).abs().max() < 0.1
+
+
 def test_cancelled_and_interrupted():
     token = CancelToken()
     token.cancel()
@@ -287,6 +304,17 @@ def test_a_task_is_predicted_and_said(caplog):
     assert (len(images), tasks, guesses) == (1, ["add"], [None])
 
 
+def test_understood_without_editing():
+    pipe = editor()
+    given, guessed = pipe.understand([TEXT, "add a green star"], ["remove", None])
+    assert (given.name, given.guess) == ("remove", None)
+    assert torch.equal(given.vector, pipe.model.tasks.weight[TASK_NAMES.index("remove")])
+    assert guessed.guess == pipe.task_predictor.predict("add a green star")[0]
+    assert [choice.name for choice in pipe.understand([TEXT] * 3, "add")] == ["add"] * 3
+    with pytest.raises(InputError, match="is empty"):
+        pipe.understand("")
+
+
 def test_tasks_that_are_refused(tmp_path):
     pipe = editor()
     call = {"num_inference_steps": 1}
@@ -338,6 +366,38 @@ def test_empty_and_overlong_instructions(tmp_path):
     knows = TaskEmbedding.of(pipe.model, vector, "mine", instruction=TEXT)
     call = {"num_inference_steps": 2, "seed": 0, "output_type": "pt"}
     assert torch.equal(pipe(rgb(), task=knows, **call).images, pipe(rgb(), TEXT, vector, **call).images)
+
+
+def test_clip_and_t5_together(tmp_path):
+    """Tokens behind one another, the narrower ones filled up; the same in training as in the pipeline."""
+    from transformers import T5Config, T5EncoderModel
+
+    encoder, tokenizer = text_encoder()
+    torch.manual_seed(2)
+    sizes = {"d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": len(tokenizer)}
+    t5 = T5EncoderModel(T5Config(**sizes, dropout_rate=0.0)).eval()
+    pairs = [(tokenizer, clip(tokenizer)), (tokenizer, t5)]
+    with torch.no_grad():
+        embeds = encode_jointly(pairs, [TEXT, ""])
+        trained = JointTextEncoder(pairs)(joint_ids(pairs, [TEXT, ""])).last_hidden_state
+    assert embeds.shape == (2, 16 + LENGTH, 24)
+    assert not embeds[:, :16, 16:].any()
+    torch.testing.assert_close(embeds, trained)
+    network = model(unet={**UNET, "cross_attention_dim": 24})
+    second = {"text_encoder_2": t5, "tokenizer_2": tokenizer}
+    pipe = EmuEditPipeline(network, scheduler("v_prediction"), pairs[0][1], tokenizer, predictor(), **second)
+    again = DiffusionPipeline.from_pretrained(pipe.save_pretrained(tmp_path))
+    again.set_progress_bar_config(disable=True)
+    call = {**CALL, "output_type": "pt"}
+    assert torch.equal(pipe(rgb(), **call).images, again(rgb(), **call).images)
+    with pytest.raises(InputError, match=f"at most {LENGTH} tokens"):
+        pipe(rgb(), "remove the red square and " * 9, "remove")
+    with pytest.raises(InputError, match="both or neither"):
+        EmuEditPipeline(network, pipe.scheduler, t5, tokenizer, tokenizer_2=tokenizer)
+    with pytest.raises(InputError, match="width 16 but model looks at texts of width 24"):
+        EmuEditPipeline(network, pipe.scheduler, encoder, tokenizer)
+    with pytest.raises(InputError, match="expected \\[16, 24\\]"):
+        JointTextEncoder(pairs)(torch.zeros(1, 30, dtype=torch.long))
 
 
 # Pictures ------------------------------------------------------------------------------------------------

@@ -7,8 +7,18 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 from latentia import T5TaskPredictor, TaskPredictor
 from latentia.errors import ArtifactError, ConfigError, InputError
 from latentia.methods.emu_edit.predictor import TaskGuess
-from latentia.methods.emu_edit.predictor_training import Instructions, PredictorObjective, judged, train_task_predictor
+from latentia.methods.emu_edit.predictor_training import (
+    Instructions,
+    PredictorObjective,
+    judged,
+    to_bytes,
+    to_texts,
+    train_task_predictor,
+)
 from latentia.methods.emu_edit.tasks.registry import TASK_NAMES
+from latentia.training.loop import train
+from latentia.training.phase import Optim, Phase
+from latentia.training.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +101,7 @@ def test_instructions_belong_to_their_splits():
     assert train.texts == again.texts
     assert int((train.labels == -1).sum()) == 6
     batch = train.batch([0, 59])
-    assert batch["instruction"] == [train.texts[0], train.texts[59]]
+    assert to_texts(batch["text"]) == [train.texts[0], train.texts[59]]
     assert batch["label"].tolist() == [int(train.labels[0]), -1]
     plain = Instructions("train", 54, 1)
     assert 2 < sum(a != b for a, b in zip(plain.texts, train.texts)) < 25
@@ -100,6 +110,21 @@ def test_instructions_belong_to_their_splits():
         Instructions(nonsense=1.0)
     with pytest.raises(InputError, match="smoothing"):
         PredictorObjective(TaskPredictor(), smoothing=1.0)
+
+
+def test_it_is_a_phase_like_any_other(tmp_path):
+    settings = Settings(device="cpu", progress=False, tensorboard=False)
+    predictor = TaskPredictor(("add", "remove"), buckets=64, width=4, hidden=8)
+    data = Instructions("train", 40, 0, ("add", "remove"), nonsense=0.1)
+    phase = Phase("predictor", PredictorObjective(predictor), data, 30, 16, Optim(lr=0.05))
+    train([("predictor", lambda: phase)], tmp_path, settings)
+    assert predictor.eval().evaluate(data.texts[:36], data.labels[:36]).accuracy > 0.9
+
+
+def test_texts_travel_as_bytes():
+    texts = ["añade una estrella ★", "x", ""]
+    assert to_texts(to_bytes(texts)) == texts
+    assert to_bytes(texts).shape == (3, len(texts[0].encode()))
 
 
 def test_bad_input_is_refused(trained):
@@ -172,13 +197,14 @@ def test_t5_is_fine_tuned_by_the_same_objective(t5):
     import copy
 
     tuned = copy.deepcopy(t5).train()
-    batch = {"instruction": ["remove the red square", "add a star"], "label": torch.tensor([1, 0])}
+    texts = ["remove the red square", "add a star"]
+    batch = {"text": to_bytes(texts), "label": torch.tensor([1, 0])}
     objective, adam = PredictorObjective(tuned), torch.optim.Adam(tuned.parameters(), lr=0.02)
     for _ in range(25):
         adam.zero_grad()
         objective(batch).total.backward()
         adam.step()
-    guesses = tuned.eval().predict(batch["instruction"])
+    guesses = tuned.eval().predict(texts)
     assert [guess.task for guess in guesses] == ["remove", "add"]
     assert min(guess.probability for guess in guesses) > 0.9
 

@@ -23,6 +23,8 @@ from latentia.pipelines import image_input
 
 PAPER = (255, 255, 255)
 """What stands behind transparent pixels when the editor looks."""
+COLOUR_MODES = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA")
+"""Modes whose colour profile is the result's, too."""
 SIXTEEN_BITS = 257
 """Levels of 16 bits to one of 8."""
 
@@ -37,6 +39,8 @@ def read_picture(picture: Image.Image, name: str = "image") -> Image.Image:
         if upright.width < 1 or upright.height < 1:
             raise InputError(f"{name} has no pixels: {upright.width} × {upright.height}")
         mode = upright.mode
+        if mode not in COLOUR_MODES:
+            upright.info.pop("icc_profile", None)  # it tells of other colours than the result has
         if mode.startswith("I") or mode == "F":
             return Image.fromarray(_eight_bits(np.asarray(upright), name)).convert("RGB")
         if "A" in mode or "a" in mode or "transparency" in upright.info:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict, TypeVar
+from typing import NotRequired, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from latentia.core.arguments import check_count
 from latentia.core.outputs import Output
 from latentia.errors import InputError
 from latentia.methods.emu_edit.canvas import Canvas, on_paper
+from latentia.methods.emu_edit.joint_text import Pair
 from latentia.methods.emu_edit.predictor import TaskGuess, check_instructions
 from latentia.methods.emu_edit.task_choice import TaskChoice
 from latentia.methods.emu_edit.thresholding import Thresholding
@@ -117,13 +118,13 @@ def check_texts(given: object) -> list[str]:
     return listed
 
 
-def readable(texts: Sequence[str], choices: Sequence[TaskChoice], tokenizer: Any, text_encoder: Any) -> list[str]:
+def readable(texts: Sequence[str], choices: Sequence[TaskChoice], pairs: Sequence[Pair]) -> list[str]:
     """The instructions, an empty one in the words of its learned task.
 
-    Raises `InputError` for empty ones without such a task, and for those that the text encoder would cut short.
+    Raises `InputError` for empty ones without such a task, and for those that even the longest text encoder would cut.
     """
     full = check_instructions([text.strip() or choice.instruction for text, choice in zip(texts, choices, strict=True)])
-    length = window_length(tokenizer, text_encoder)
+    length, tokenizer = max(((window_length(*pair), pair[0]) for pair in pairs), key=lambda each: each[0])
     for text, windows in zip(full, count_windows(tokenizer, full, length)):
         if windows > 1:
             raise InputError(

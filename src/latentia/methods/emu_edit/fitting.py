@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from latentia.conditioners.prompts import text_width
 from latentia.errors import InputError
+from latentia.methods.emu_edit.joint_text import joint_width
 
 
 def check_fit(parts: Mapping[str, Any], names: Mapping[str, int]) -> None:
@@ -16,7 +16,8 @@ def check_fit(parts: Mapping[str, Any], names: Mapping[str, int]) -> None:
     if bad:
         raise InputError(f"id2task names places {bad}, but model has {len(model.tasks.weight)} tasks")
     if parts["text_encoder"] is not None:
-        width, taken = text_width(parts["text_encoder"]), model.unet.config.cross_attention_dim
+        encoders = [parts[name] for name in ("text_encoder", "text_encoder_2") if parts[name] is not None]
+        width, taken = joint_width(encoders), model.unet.config.cross_attention_dim
         if width != taken:
             raise InputError(
                 f"text_encoder makes embeddings of width {width} but model looks at texts of width {taken}: "

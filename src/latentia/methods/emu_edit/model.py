@@ -34,10 +34,12 @@ class EmuEditOutput(Output):
     Attributes:
         sample: (B, C, H, W), the prediction: of the UNet, or x̂₀ where there is a gate.
         gate: (B, 1, H, W), logits of the copy gate; None without one.
+        edit: (B, C, H, W), the picture y that the gate lets through; None without one.
     """
 
     sample: torch.Tensor
     gate: torch.Tensor | None = None
+    edit: torch.Tensor | None = None
 
 
 class TaskUNet(UNet2DConditionModel):
@@ -201,7 +203,7 @@ class EmuEditModel(ModelMixin):
             encoder_attention_mask=bias,
             return_dict=False,
         )[0]
-        said = F.pixel_shuffle(said, self.config.patch_size)
+        said = F.pixel_shuffle(said, self.config.patch_size).to(sample.dtype)
         out = self._gated(said, source) if self.config.copy_gate else EmuEditOutput(said)
         return out if return_dict else (out.sample,)
 
@@ -250,7 +252,7 @@ class EmuEditModel(ModelMixin):
     def _gated(self, said: torch.Tensor, source: torch.Tensor) -> EmuEditOutput:
         y, logits = said[:, :-1], said[:, -1:]
         opening = (torch.sigmoid(logits) - GATE_MARGIN) / (1 - 2 * GATE_MARGIN)
-        return EmuEditOutput(torch.addcmul(source, opening.clamp(0, 1), y - source), logits)
+        return EmuEditOutput(torch.addcmul(source, opening.clamp(0, 1), y - source), logits, y)
 
     @classmethod
     def from_stable_diffusion(

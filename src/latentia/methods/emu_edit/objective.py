@@ -21,7 +21,7 @@ MOST = 20.0
 class EmuEditObjective(DiffusionObjective):
     """Learn to denoise the target x₀ from x_t, given the source c_I, the instruction c_T and the task i.
 
-        total = mean_b w(t_b) · mean_pixels m · error(network(x_t, t, τ(c_T), c_I, i), target) + gate_weight · CE(g, M)
+        total = mean_b w(t_b) · mean_pixels error(network(x_t, t, τ(c_T), c_I, i), target) + gate_weight · CE(g, M)
 
     (Sheynin et al. 2023.) Conditions are dropped by InstructPix2Pix's single draw r ~ U(0, 1) a sample, u = `dropout`:
     r < u: text; u ≤ r < 2u: text and picture; 2u ≤ r < 3u: picture. A null text is the encoded empty instruction, a
@@ -29,8 +29,9 @@ class EmuEditObjective(DiffusionObjective):
 
     Ours, all off by default but used by small editors that have minutes to learn in:
 
-    - `change_weight` λ: m = 1 − λ + λ · min(M / mean M, 20), M the mask of the edit, so that a share λ of the loss
-      is about the edited pixels however few they are (the idea is OmniGen's);
+    - `change_weight` λ: the error is (1 − λ) · error + λ · min(M / mean M, 20) · error, M the mask of the edit, so that
+      a share λ is about the edited pixels however few they are (the idea is OmniGen's); of a model with a copy gate
+      the second is the error of y, which the gate does not feel;
     - `gate_weight`: cross entropy between the model's copy gate and M;
     - `terminal_share`: so many samples are pure noise, t = T − 1, where an edit is decided.
 
@@ -108,10 +109,14 @@ class EmuEditObjective(DiffusionObjective):
             source=source,
             task=take(batch, "task") if self.tell_task else None,
         )
-        error = ERRORS[self.loss](said.sample.float(), self.scheduler.training_target(x0, noise, t).float())
+        target = self.scheduler.training_target(x0, noise, t).float()
+        each = ERRORS[self.loss](said.sample.float(), target).flatten(1).mean(1)
         if self.change_weight:
-            error = error * self.pixel_weights(take(batch, "mask"))
-        each, weight = error.flatten(1).mean(1), self.weight(t, batch)
+            # With a gate it is y that counts there: where to edit is the gate's affair, and has its own loss.
+            there = said.sample if said.edit is None else said.edit
+            edited = self.pixel_weights(take(batch, "mask")) * ERRORS[self.loss](there.float(), target)
+            each = (1 - self.change_weight) * each + self.change_weight * edited.flatten(1).mean(1)
+        weight = self.weight(t, batch)
         total = (each if weight is None else each * weight).mean()
         parts = {"error": total.detach()}
         if self.gate_weight:
@@ -144,10 +149,10 @@ class EmuEditObjective(DiffusionObjective):
         return source * kept[:, :, None, None], ids
 
     def pixel_weights(self, mask: torch.Tensor) -> torch.Tensor:
-        """M (B, 1, H, W) → m: 1 on average where no weight is cut off."""
+        """M (B, 1, H, W) → M / mean M, at most `MOST`."""
         edited = mask.float()
         share = edited.mean((1, 2, 3), keepdim=True).clamp(min=1 / edited[0].numel())
-        return 1 - self.change_weight + self.change_weight * (edited / share).clamp(max=MOST)
+        return (edited / share).clamp(max=MOST)
 
     def encode(self, ids: torch.Tensor) -> torch.Tensor:
         """τ(c_T) (B, L, D); without a graph when the text encoder is not trained."""

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from latentia.codecs.autoencoder_kl import AutoencoderKL
-from latentia.conditioners.prompts import encode_prompts
 from latentia.core.arguments import check_count, check_number
 from latentia.core.evaluating import evaluating
 from latentia.core.images import OUTPUT_TYPES, to_uint8
@@ -29,20 +28,16 @@ from latentia.methods.emu_edit.editing_request import (
 )
 from latentia.methods.emu_edit.fitting import check_fit
 from latentia.methods.emu_edit.guidance import BRANCHES, IMAGE_GUIDANCE, TEXT_GUIDANCE, branch_weights, combined
+from latentia.methods.emu_edit.joint_text import encode_jointly
 from latentia.methods.emu_edit.model import EmuEditModel
 from latentia.methods.emu_edit.predictor import TaskGuess, TaskPredictorBase
 from latentia.methods.emu_edit.session import EditSession
-from latentia.methods.emu_edit.task_choice import TaskInput, choose_tasks, listed_tasks
+from latentia.methods.emu_edit.task_choice import TaskChoice, TaskInput, choose_tasks, listed_tasks
 from latentia.methods.emu_edit.tasks.registry import TASK_NAMES
 from latentia.methods.emu_edit.thresholding import Thresholding
 from latentia.pipelines import checks, guidance
 from latentia.pipelines.call import PipelineCall
-from latentia.pipelines.callbacks import (
-    CancelToken,
-    check_callback,
-    check_cancel,
-    wanted_tensors,
-)
+from latentia.pipelines.callbacks import CancelToken, check_callback, check_cancel, wanted_tensors
 from latentia.pipelines.image_input import PictureInput
 from latentia.pipelines.outputs import Images
 from latentia.pipelines.precision import decode_safely, encode_safely, run_safely
@@ -64,6 +59,7 @@ class EmuEditPipeline(SamplingPipeline):
         model: `EmuEditModel`.
         scheduler: any scheduler of its prediction type.
         text_encoder, tokenizer: what instructions are encoded by: ours, or of transformers.
+        text_encoder_2, tokenizer_2: a second one beside it, CLIP and T5 say; see `joint_text`.
         task_predictor: `TaskPredictor` or `T5TaskPredictor`; None: every call names its task.
         codec: of a latent editor; None: it edits pixels.
         id2task: place in the model's table → name; default the sixteen of `TASKS`.
@@ -77,12 +73,14 @@ class EmuEditPipeline(SamplingPipeline):
     roles: ClassVar[Mapping[str, str]] = {
         "model": "denoiser",
         "scheduler": "scheduler",
+        "text_encoder_2": "text_encoder",
+        "tokenizer_2": "tokenizer",
         "text_encoder": "text_encoder",
         "tokenizer": "tokenizer",
         "task_predictor": "denoiser",
         "codec": "codec",
     }
-    optional_components = frozenset(("task_predictor", "codec"))
+    optional_components = frozenset(("task_predictor", "codec", "text_encoder_2", "tokenizer_2"))
     value_names = ("id2task", "default_guidance_scale", "default_image_guidance_scale", "alpha", "unscaled_source")
     denoisers = ("model",)
     _callback_tensor_inputs = (
@@ -92,6 +90,8 @@ class EmuEditPipeline(SamplingPipeline):
     model: EmuEditModel
     text_encoder: Any
     tokenizer: Any
+    text_encoder_2: Any
+    tokenizer_2: Any
     task_predictor: TaskPredictorBase | None
     codec: Any
 
@@ -108,8 +108,12 @@ class EmuEditPipeline(SamplingPipeline):
         default_image_guidance_scale: float | None = None,
         alpha: float | None = None,
         unscaled_source: bool | None = None,
+        text_encoder_2: Any = None,
+        tokenizer_2: Any = None,
     ) -> None:
-        parts = (model, scheduler, text_encoder, tokenizer, task_predictor, codec)
+        parts = (model, scheduler, text_encoder_2, tokenizer_2, text_encoder, tokenizer, task_predictor, codec)
+        if (text_encoder_2 is None) != (tokenizer_2 is None):
+            raise InputError("text_encoder_2 and tokenizer_2 belong together: give both or neither")
         if id2task is None and len(model.tasks.weight) != len(TASK_NAMES):
             raise InputError(
                 f"model has {len(model.tasks.weight)} tasks, not the {len(TASK_NAMES)} known ones: "
@@ -156,6 +160,12 @@ class EmuEditPipeline(SamplingPipeline):
         return {name: int(place) for place, name in given.items()}
 
     @property
+    def text_pairs(self) -> list[tuple[Any, Any]]:
+        """(tokenizer, text encoder), one or two of them."""
+        second = [] if self.text_encoder_2 is None else [(self.tokenizer_2, self.text_encoder_2)]
+        return [(self.tokenizer, self.text_encoder), *second]
+
+    @property
     def thresholding(self) -> Thresholding:
         """The rule of sessions, with this pipeline's α."""
         return Thresholding(**{name: self._values[name] for name in ("alpha",) if name in self._values})
@@ -183,6 +193,19 @@ class EmuEditPipeline(SamplingPipeline):
     def session(self, image: PictureInput, **options: Any) -> EditSession:
         """Several edits of one picture, one after the other; see `EditSession`, whose options these are."""
         return EditSession(self, image, **options)
+
+    def understand(self, instruction: str | Sequence[str], task: TaskInput = None) -> list[TaskChoice]:
+        """As what each instruction would be edited, without editing; arguments and errors as of a call."""
+        texts, tasks = check_texts(instruction), listed_tasks(task)
+        several = {"instruction": len(texts), "task": len(tasks)}
+        batch = checks.batch_of(None, {name: count for name, count in several.items() if count > 1})
+        return self._understood(spread(texts, batch), spread(tasks, batch))[1]
+
+    def _understood(self, texts: Sequence[str], tasks: Sequence[Any]) -> tuple[list[str], list[TaskChoice]]:
+        """Instructions that the text encoder can read, and their tasks."""
+        with evaluating([self.task_predictor]):
+            choices = choose_tasks(tasks, texts, self.model, self.task_names, self.task_predictor)
+        return readable(texts, choices, self.text_pairs), choices
 
     # One call --------------------------------------------------------------------------------------------
 
@@ -229,9 +252,9 @@ class EmuEditPipeline(SamplingPipeline):
         scales = self._scales(guidance_scale, image_guidance_scale)
         asked = image, instruction, task, num_inference_steps, output_type, generator
         request = self._request(*asked, scales, **options)
-        for choice in request.choices:
-            if choice.guess is not None and not choice.guess.sure:
-                logger.warning("edited as %s", choice.guess.note)
+        unsure = [choice.guess for choice in request.choices if choice.guess is not None and not choice.guess.sure]
+        if unsure:
+            logger.warning("editing as %s%s", unsure[0].note, f" (and {len(unsure) - 1} more)" if unsure[1:] else "")
         try:
             z = self._sample(request)
             assert isinstance(z, torch.Tensor)
@@ -290,8 +313,7 @@ class EmuEditPipeline(SamplingPipeline):
             latents = checks.check_latents(latents, (batch, *shape))
         callback = check_callback(callback_on_step_end)
         known = self._callback_tensor_inputs
-        with evaluating([self.task_predictor]):
-            choices = choose_tasks(tasks, texts, self.model, self.task_names, self.task_predictor)
+        texts, choices = self._understood(texts, tasks)
         return EditRequest(
             batch=batch,
             steps=steps,
@@ -307,7 +329,7 @@ class EmuEditPipeline(SamplingPipeline):
             wanted=wanted_tensors(callback, callback_on_step_end_tensor_inputs, known) if callback else (),
             cancel=check_cancel(cancel),
             canvases=[Canvas.fit(picture, *sides) for picture in pictures],
-            texts=readable(texts, choices, self.tokenizer, self.text_encoder),
+            texts=texts,
             choices=choices,
             thresholding=check_thresholding(thresholding),
         )
@@ -318,8 +340,9 @@ class EmuEditPipeline(SamplingPipeline):
         """Both texts, both pictures and the task of some rows; each made by itself, the same in any batch."""
         assert isinstance(request, EditRequest)
         device, dtype = self.execution_device, self.model.dtype
-        with self._using("text_encoder"):
-            texts = encode_prompts(self.tokenizer, self.text_encoder, [*request.texts[rows], ""])
+        pairs = self.text_pairs
+        with self._using(*("text_encoder", "text_encoder_2")[: len(pairs)]):
+            texts = encode_jointly(pairs, [*request.texts[rows], ""])
         texts = texts.to(device, dtype)
         sources = torch.cat([self._source(as_tensor(canvas.seen[None])) for canvas in request.canvases[rows]])
         sources = sources.to(device, torch.promote_types(dtype, torch.float32))

@@ -151,11 +151,16 @@ def check_instructions(given: str | Sequence[str]) -> list[str]:
     listed = [given] if isinstance(given, str) else list(given) if isinstance(given, list | tuple) else None
     if not listed or not all(isinstance(text, str) for text in listed):
         raise InputError(f"expected an instruction or a list of them, got {given!r}")
-    empty = [i for i, text in enumerate(listed) if not text.strip()]
-    if empty:
-        where = f" (number {empty[0]})" if len(listed) > 1 else ""
-        raise InputError(f"the instruction{where} is empty: say what to change, 'remove the red square', say")
+    for place, text in enumerate(listed):
+        if not text.strip():
+            raise empty_instruction(place, len(listed))
     return listed
+
+
+def empty_instruction(place: int, count: int) -> InputError:
+    """The error for the empty one, at `place`, of `count` instructions."""
+    which = f" number {place + 1}" if count > 1 else ""
+    return InputError(f"the instruction{which} is empty: say what to change, 'remove the red square', say")
 
 
 def check_tasks(tasks: Sequence[str]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from latentia.errors import InputError
 from latentia.methods.emu_edit.datasets import SceneRows
 from latentia.methods.emu_edit.predictor import PredictorReport, TaskPredictor, TaskPredictorBase
 from latentia.methods.emu_edit.tasks.registry import TASK_NAMES
-from latentia.training.objective import Loss, Objective
+from latentia.training.objective import Loss, Objective, take
 
 SIZE = 16
 """Side of the pictures that are drawn along, and thrown away: as small as the world has them."""
@@ -22,7 +22,9 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 class Instructions:
-    """Labelled instructions of one split, `{"instruction": [...], "label": (B,) int64}`; labels are places in `tasks`.
+    """Labelled instructions of one split, `{"text": (B, L) uint8, "label": (B,) int64}`; labels are places in `tasks`.
+
+    A text is its UTF-8, filled up with zeros: a batch is tensors alone, as the training loop moves them.
 
     Args:
         split: `train`, `select` or `test`, with phrasings of their own.
@@ -58,10 +60,23 @@ class Instructions:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def batch(self, indices: Sequence[int] | torch.Tensor) -> dict[str, Any]:
+    def batch(self, indices: Sequence[int] | torch.Tensor) -> dict[str, torch.Tensor]:
         """The instructions at `indices`."""
         rows = check_indices(indices, len(self))
-        return {"instruction": [self.texts[i] for i in rows.tolist()], "label": self.labels[rows]}
+        return {"text": to_bytes([self.texts[i] for i in rows.tolist()]), "label": self.labels[rows]}
+
+
+def to_bytes(texts: Sequence[str]) -> torch.Tensor:
+    """Texts → their UTF-8, (B, L) uint8, filled up with zeros."""
+    encoded = [text.encode() for text in texts]
+    length = max(1, *map(len, encoded))
+    joined = b"".join(each.ljust(length, b"\0") for each in encoded)
+    return torch.frombuffer(bytearray(joined), dtype=torch.uint8).view(len(texts), length)
+
+
+def to_texts(given: torch.Tensor) -> list[str]:
+    """What `to_bytes` made of texts → the texts."""
+    return [bytes(row).rstrip(b"\0").decode() for row in given.cpu().numpy()]
 
 
 def soup(rng: Random, vocabulary: Sequence[str]) -> str:
@@ -97,7 +112,7 @@ class PredictorObjective(Objective):
         predictor: trained.
         smoothing: share of every label that is spread over all tasks.
 
-    Reads `instruction` (B texts) and `label` (B,) int64. Parts: `error`.
+    Reads `text` (B, L) uint8 and `label` (B,) int64, as `Instructions` makes them. Parts: `error`.
     """
 
     def __init__(self, predictor: TaskPredictorBase, smoothing: float = 0.01) -> None:
@@ -113,8 +128,7 @@ class PredictorObjective(Objective):
 
     def forward(self, batch: Batch, turn: str = "main", step: int = 0) -> Loss:
         """See the class."""
-        texts: Any = batch["instruction"]
-        total = self.predictor.loss(texts, batch["label"], self.smoothing)
+        total = self.predictor.loss(to_texts(take(batch, "text")), take(batch, "label"), self.smoothing)
         return Loss(total, {"error": total.detach()})
 
 

@@ -11,7 +11,7 @@ import torch
 from latentia.errors import ArtifactError, InputError, unknown_choice
 from latentia.methods.emu_edit.embedding_file import SUFFIX, TaskEmbedding
 from latentia.methods.emu_edit.model import EmuEditModel
-from latentia.methods.emu_edit.predictor import TaskGuess, TaskPredictorBase
+from latentia.methods.emu_edit.predictor import TaskGuess, TaskPredictorBase, empty_instruction
 
 NO_TASK = "none"
 """The null task: what an editor without task embedding hears."""
@@ -67,6 +67,9 @@ def choose_tasks(
         raise InputError(
             f"this pipeline has no task predictor: name the task, one of {', '.join(names)}, or {NO_TASK!r}"
         )
+    for place, (task, text) in enumerate(zip(tasks, instructions, strict=True)):
+        if task is None and not text.strip():
+            raise empty_instruction(place, len(instructions))
     guesses = iter(predictor.predict(unknown) if unknown and predictor is not None else [])
     chosen: dict[int, TaskChoice] = {}  # a file given for a whole batch is read once
     choices = []

@@ -100,7 +100,7 @@ class Thresholding:
         if again is None:
             again = codec.from_latents(codec.to_latents(pictures.to(codec.device))).to(pictures).clamp(-1, 1)
         ordered = self.distance(pictures, again).flatten().sort().values
-        last = ordered[math.ceil(quantile * (len(ordered) - 1))]
+        last = ordered.cpu()[math.ceil(quantile * (len(ordered) - 1))]
         return replace(self, alpha=float(torch.nextafter(last, torch.tensor(math.inf))))
 
     def _lowpass(self, d: torch.Tensor) -> torch.Tensor:
