@@ -12,6 +12,7 @@ from latentia.core.files import read_json
 from latentia.errors import ConfigError, InputError
 from latentia.methods.emu_edit.embedding_file import TaskEmbedding
 from latentia.recipes.edit_inversion import edit_inversion
+from latentia.recipes.edit_inversion_pairs import PairRows
 from latentia.recipes.overrides import override
 from latentia.recipes.run import load_recipe, run_recipe
 from tiny_editor import editor, picture
@@ -99,10 +100,56 @@ def test_latents_are_inverted_too(tmp_path):
     assert load_recipe(out).task == "super-resolution"
 
 
+def pairs(folder, count=3, **leave_out):
+    folder.mkdir()
+    lines = []
+    for i in range(count):
+        before, after = picture(20, 24, seed=i), picture(20, 24, seed=i)
+        after[4:12, 4:12] = 255 - after[4:12, 4:12]
+        Image.fromarray(before).save(folder / f"{i}a.png")
+        Image.fromarray(after).save(folder / f"{i}b.png")
+        if "conditioning_image" in leave_out:
+            (folder / f"{i}a.png").unlink()
+        line = {"file_name": f"{i}b.png", "conditioning_image": f"{i}a.png", "text": "turn the middle over"}
+        lines.append({key: value for key, value in line.items() if key not in leave_out})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def test_a_task_of_ones_own_is_learned_from_pictures(base, tmp_path):
+    data = pairs(tmp_path / "data")
+    out = run(base, tmp_path / "run", "task=turned", f"data={data}", "examples=2")
+    learned = TaskEmbedding.load(out / "turned.safetensors")
+    assert (learned.name, learned.examples, learned.instruction) == ("turned", 2, "turn the middle over")
+    told = read_json(out / "numbers.json")
+    assert told["n"] == 2
+    assert told["numbers"]["copy"]["gain"] == 0
+    assert "learned from" in (out / "report.html").read_text()
+    rows = PairRows(str(data), "turned", 16)
+    assert len(rows) == 3
+    row = rows.row(1)
+    assert row.image.shape == row.target.shape == (16, 16, 3)
+    assert 0 < row.mask.mean() < 0.7
+    assert np.abs(row.image.astype(int) - row.target)[~row.mask].max() < 8
+
+
+def test_examples_of_ones_own_that_will_not_do(base, tmp_path):
+    with pytest.raises(InputError, match="no data called"):
+        run(base, tmp_path / "a", "task=mine", f"data={tmp_path / 'nothing'}")
+    with pytest.raises(InputError, match="no caption"):
+        run(base, tmp_path / "b", "task=mine", f"data={pairs(tmp_path / 'silent', text=True)}")
+    with pytest.raises(InputError, match="conditioning_image"):
+        run(base, tmp_path / "c", "task=mine", f"data={pairs(tmp_path / 'half', conditioning_image=True)}")
+    said = run(base, tmp_path / "d", "task=mine", f"data={tmp_path / 'silent'}", "instruction=turn it")
+    assert TaskEmbedding.load(said / "mine.safetensors").instruction == "turn it"
+    with pytest.raises(InputError, match="letters, digits"):
+        override(edit_inversion(), ["data=somewhere", "task=../mine"])
+
+
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
-        ("task=remove", "task"),
+        ("task=inpant", "did you mean 'inpaint'"),
         ("mode=train", "mode"),
         ("examples=0", "examples"),
     ],

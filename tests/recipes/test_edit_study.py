@@ -148,7 +148,9 @@ def test_trainings_are_shared_and_no_longer_than_they_should():
     assert named["untold-0"].task_embedding == "none"
     assert (named["told-0"].seed, named["told-1"].seed) == (0, 1)
     assert named["no-vision-0"].tasks == ("texture", "remove", "style")
-    assert named["no-vision-short-0"].steps < 2
+    longer = dict(sub.runs(tiny("run_steps=40")))
+    assert 10 < longer["no-vision-short-0"].steps < 40
+    assert longer["expert-style"].steps == 10
     assert named["expert-remove"].tasks == ("remove",)
     assert {"tasks-3", "tasks-2"} <= set(named)
     assert named["untold-editing"].steps == 3
@@ -185,7 +187,7 @@ def test_chains_of_turns_are_exact():
     assert turns.outside([one], [[each] for each in one.targets]) == [0.0] * len(one.targets)
     assert turns.inside([one], [[each] for each in one.targets]) == pytest.approx([1.0] * len(one.targets))
     noisy = np.clip(one.image.astype(int) + 10, 0, 255).astype(np.uint8)
-    assert 0 < turns.outside([one], [[noisy]])[0] <= 10 / 255
+    assert 0 < turns.outside([one], [[noisy]])[0] <= 10.001 / 255
 
 
 def test_thresholding_is_calibrated_and_keeps_what_it_should():

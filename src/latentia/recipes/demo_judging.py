@@ -20,6 +20,7 @@ from latentia.metrics.measurement import Measurement
 from latentia.pipelines.latent import LatentDiffusionPipeline
 from latentia.recipes.samplers import make_sampler
 from latentia.recipes.sampling import Request, sample
+from latentia.recipes.training_section import trained
 
 if TYPE_CHECKING:
     from latentia.recipes.demo import Demo
@@ -103,10 +104,7 @@ def tell(recipe: Demo, bench: Bench, results: Mapping[str, PhaseResult], raw_une
         seed=recipe.seed,
     )
     story = Story(recipe, train.tensors["x"], test.tensors["x"], test.tensors["label"], judge)
-    for name, result in results.items():
-        parameters = sum(p.numel() for m in result.modules.values() for p in m.parameters())
-        story.phases[name] = {"steps": result.steps, "samples": result.samples, "parameters": parameters}
-        story.phases[name]["seconds"] = round(result.seconds, 1)
+    story.phases.update(trained(results))
     pipe = recipe.pipeline(bench)
     raw = LatentDiffusionPipeline(vae=pipe.codec, unet=raw_unet.to(pipe.device).eval(), scheduler=pipe.scheduler)
     references(story)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,8 @@ from PIL import Image
 from latentia.core.files import write_atomic
 from latentia.core.images import grid
 from latentia.metrics.neighbours import nearest
-from latentia.recipes.report import Point, Report
+from latentia.recipes.report import Report
+from latentia.recipes.training_section import tell_training
 
 if TYPE_CHECKING:
     from latentia.recipes.demo_judging import Numbers, Row, Story
@@ -82,16 +82,7 @@ def write_report(story: Story, out: Path) -> None:
     )
     page.pictures([(tile(torch.cat([best.x[:20], neighbours(story, best.x[:20])]), 20), "nearest in pixel distance")])
     judged(page, story, best)
-    page.section("How training went")
-    losses = [(phase, curves(out, phase, parts)) for phase, parts in PARTS.items()]
-    page.charts([{f"{phase}: {k}": v for k, v in found.items()} for phase, found in losses], "step", "", log=True)
-    page.table(
-        ["phase", "parameters", "steps", "samples seen", "seconds"],
-        [
-            [name, *(f"{values[key]:,.0f}" for key in ("parameters", "steps", "samples", "seconds"))]
-            for name, values in story.phases.items()
-        ],
-    )
+    tell_training(page, out, PARTS, story.phases)
     page.write(out / "report.html")
 
 
@@ -195,14 +186,3 @@ def neighbours(story: Story, x: torch.Tensor) -> torch.Tensor:
     """The nearest training image of each."""
     _, rows = nearest(x.flatten(1), story.train.flatten(1))
     return story.train[rows]
-
-
-def curves(out: Path, phase: str, parts: tuple[str, ...]) -> dict[str, list[Point]]:
-    """Loss parts over steps, from the run's own metrics.jsonl."""
-    found: dict[str, list[Point]] = {part: [] for part in parts}
-    for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        if record["phase"] == phase:
-            for part in parts:
-                found[part].append((record["step"], record[part]))
-    return found

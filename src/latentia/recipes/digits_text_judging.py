@@ -18,6 +18,7 @@ from latentia.data.digits import NUM_CLASSES, digits
 from latentia.metrics.evaluate import Classifier, Judge, predict
 from latentia.metrics.measurement import Measurement
 from latentia.metrics.psnr import psnr
+from latentia.recipes.training_section import trained
 
 if TYPE_CHECKING:
     from latentia.pipelines.ldm_text_to_image import LDMTextToImagePipeline
@@ -95,10 +96,7 @@ def tell(recipe: DigitsText, bench: Bench, results: Mapping[str, PhaseResult], o
     pipe.set_progress_bar_config(disable=True)
     story = Story(recipe, judge, asked, len(pipe.tokenizer))
     story.floor = judge.floor(recipe.judged, balanced=False, draws=50)
-    for name, result in results.items():
-        parameters = sum(p.numel() for m in result.modules.values() for p in m.parameters())
-        story.phases[name] = {"steps": result.steps, "samples": result.samples, "parameters": parameters}
-        story.phases[name]["seconds"] = round(result.seconds, 1)
+    story.phases.update(trained(results))
     look_at_real_images(story, bench)
     draw(story, pipe)
     story.by_phrasing = by_phrasing(story)

@@ -9,9 +9,10 @@ import torch
 
 from latentia.core.files import write_atomic
 from latentia.data.captioned_digits import HELD_OUT_PAIRS, PAIR_PHRASINGS, SINGLE_PHRASINGS, TRAINED_PAIRS
-from latentia.recipes.demo_report import curves, tile
+from latentia.recipes.demo_report import tile
 from latentia.recipes.digits_text_judging import PANEL, STEPS
 from latentia.recipes.report import Report
+from latentia.recipes.training_section import tell_training
 
 if TYPE_CHECKING:
     from latentia.metrics.measurement import Measurement
@@ -83,7 +84,7 @@ def write_report(story: Story, out: Path) -> None:
             for content in ("single", "pair")
         ]
     )
-    training(page, story, out)
+    tell_training(page, out, PARTS, story.phases)
     page.write(out / "report.html")
 
 
@@ -168,17 +169,3 @@ def phrasings(page: Report, story: Story) -> None:
 def how(row: Row) -> str:
     """What made a row's pictures."""
     return f"DPM-Solver++, {STEPS} steps, guidance {row.guidance:g}"
-
-
-def training(page: Report, story: Story, out: Path) -> None:
-    """Loss curves and the phases' sizes."""
-    page.section("How training went")
-    losses = [(phase, curves(out, phase, parts)) for phase, parts in PARTS.items()]
-    page.charts([{f"{phase}: {k}": v for k, v in found.items()} for phase, found in losses], "step", "", log=True)
-    page.table(
-        ["phase", "parameters", "steps", "samples seen", "seconds"],
-        [
-            [name, *(f"{values[key]:,.0f}" for key in ("parameters", "steps", "samples", "seconds"))]
-            for name, values in story.phases.items()
-        ],
-    )

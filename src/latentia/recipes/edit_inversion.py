@@ -6,13 +6,14 @@ a trained editor, frozen ─┐
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
-from latentia.errors import InputError
+from latentia.errors import InputError, nearest
 from latentia.recipes.edit_scenes_parts import Editor, EditTarget, Instructions
 from latentia.recipes.parts import Average, Optim
 from latentia.recipes.recipe import Bench, Recipe, use_average
@@ -21,12 +22,15 @@ if TYPE_CHECKING:
     from torch import nn
 
     from latentia.core.protocols import Dataset
+    from latentia.methods.emu_edit.datasets import EditRows
     from latentia.methods.emu_edit.model import EmuEditModel
     from latentia.methods.emu_edit.pipeline import EmuEditPipeline
     from latentia.recipes.plan import Work
     from latentia.training.objective import Objective
     from latentia.training.phase import Phase, PhaseResult
 
+UNSEEN = ("super-resolution", "contour", "inpaint", "add-detect")
+TASK_NAME = re.compile(r"[\w][\w.-]*")
 Mode = Literal["invert", "finetune", "scratch"]
 PHASE = "inversion"
 
@@ -42,9 +46,15 @@ class EditInversion(Recipe):
     next_command: ClassVar[str] = "latentia edit picture.png INSTRUCTION --pipeline {pipeline} --task TASK"
 
     base: str = Field(default="runs/edit/pipeline", description="folder of the trained editor, its run or pipeline")
-    task: Annotated[Literal["super-resolution", "contour", "inpaint", "add-detect"], BeforeValidator(hyphened)] = Field(
-        default="super-resolution", description="an unseen task, the instruction being the world's"
+    task: Annotated[str, BeforeValidator(hyphened)] = Field(
+        default="super-resolution", description=f"{', '.join(UNSEEN)}; with data: a name of your own"
     )
+    data: str | None = Field(
+        default=None,
+        description="examples of your own: hf:NAME, or a folder with metadata.jsonl (file_name: edited, "
+        "conditioning_image: before, text: instruction); none: the generated world's",
+    )
+    instruction: str = Field(default="", description="of examples of your own that have no text")
     mode: Mode = Field(default="invert", description="what is learned: one vector, all weights further, or all anew")
     examples: PositiveInt = Field(default=100, description="rows that are learned from, again and again")
     start: str = Field(
@@ -53,7 +63,7 @@ class EditInversion(Recipe):
     objective: EditTarget = Field(default=EditTarget(dropout=0.0), description="what is minimised")
     optim: Optim = Field(
         default=Optim(lr=0.03, schedule="cosine", final_lr=0.05, warmup=10),
-        description="of the vector, in units of the table's root mean square",
+        description="of the vector, in the coordinates of `even_basis`: by what it does to the network",
     )
     network_optim: Optim = Field(
         default=Optim(lr=1e-3, schedule="cosine", final_lr=0.05, warmup=50), description="of networks"
@@ -64,6 +74,12 @@ class EditInversion(Recipe):
 
     @model_validator(mode="after")
     def _modes(self) -> Self:
+        if self.data is None and self.task not in UNSEEN:
+            match = nearest(self.task, UNSEEN)
+            hint = f", did you mean {match!r}" if match else ""
+            raise ValueError(f"unknown task {self.task!r}{hint}: one of {', '.join(UNSEEN)}, or give data= of your own")
+        if not TASK_NAME.fullmatch(self.task):
+            raise ValueError(f"task {self.task!r} names a file: use letters, digits, - and .")
         if self.mode == "scratch" and self.start != "nearest":
             raise ValueError(f"start={self.start} has no meaning for mode=scratch: leave it out")
         return self
@@ -83,6 +99,10 @@ class EditInversion(Recipe):
                 f"base {self.base!r} is no trained editor: train one (latentia train edit-scenes --out runs/edit) and "
                 "give its folder, base=runs/edit"
             )
+        if self.data is not None:
+            from latentia.recipes.sources import open_pictures
+
+            open_pictures(self.data, NOMINAL)
 
     def open_base(self) -> EmuEditPipeline:
         """The trained editor. Raises `InputError` for a pipeline of another kind."""
@@ -113,20 +133,33 @@ class EditInversion(Recipe):
 
     # Training -------------------------------------------------------------------------------------------------
 
-    def data(self, pipe: EmuEditPipeline, number: int | None) -> Dataset:
+    def training_data(self, pipe: EmuEditPipeline, number: int | None) -> Dataset:
         """The examples: held in memory where they are few, made again and again where an expert learns from many."""
         from latentia.conditioners.prompts import token_ids
         from latentia.data.dataset import TensorDataset
-        from latentia.methods.emu_edit.inversion import LatentRows, UnseenRows
+        from latentia.methods.emu_edit.inversion import LatentRows
 
         def encode(texts: list[str]) -> dict[str, Any]:
             return {"input_ids": token_ids(pipe.tokenizer, texts)[:, 0]}
 
-        size = pipe.default_size[0]
-        rows: Any = UnseenRows(self.task, "train", self.examples, size, self.seed, encode, number)
+        rows: Any = self.rows(pipe, "train", self.examples, encode=encode, number=number)
+        count = len(rows)
         if pipe.codec is not None:
             rows = LatentRows(rows, pipe)
-        return TensorDataset(rows.batch(range(self.examples))) if self.examples <= HELD else rows
+        return TensorDataset(rows.batch(range(count))) if count <= HELD else rows
+
+    def rows(self, pipe: EmuEditPipeline, split: str, count: int, **given: Any) -> EditRows:
+        """Rows of the task, of the world or of one's own; those of one's own are the same in every split."""
+        from latentia.methods.emu_edit.inversion import UnseenRows
+
+        size = pipe.default_size[0]
+        if self.data is None:
+            return UnseenRows(self.task, split, count, size, self.seed, **given)
+        from latentia.recipes.edit_inversion_pairs import PairRows
+
+        found = PairRows(self.data, self.task, size, self.instruction, **given)
+        found.length = min(count, len(found))
+        return found
 
     def start_from(self, bench: Bench) -> tuple[Objective, Dataset]:
         """The objective, and the examples; keeps `pipe`, `start` and `losses` on the bench."""
@@ -144,10 +177,12 @@ class EditInversion(Recipe):
             model = self.fresh_model(pipe).to(bench.device)
             new = bench.keep("pipe", editor_with(pipe, model, {self.task: 0}, task_predictor=None))
             objective = editing_objective(new, train_text_encoder=True, **told)
-            return objective, self.data(new, 0)
+            return objective, self.training_data(new, 0)
         editing = editing_objective(pipe, **told)
-        data = self.data(pipe, None if self.mode == "invert" else len(pipe.model.tasks.weight))
-        name, vector, losses = start_vector(editing, data, pipe.task_names, self.start, self.seed)
+        data = self.training_data(pipe, None if self.mode == "invert" else len(pipe.model.tasks.weight))
+        trained = pipe.task_names if pipe.task_predictor is None else pipe.task_predictor.tasks
+        names = {name: place for name, place in pipe.task_names.items() if name in trained}
+        name, vector, losses = start_vector(editing, data, names, self.start, self.seed)
         bench.keep("start", (name, vector))
         bench.keep("losses", losses)
         if self.mode == "invert":
@@ -192,7 +227,7 @@ class EditInversion(Recipe):
     def finish(self, bench: Bench, results: Mapping[str, PhaseResult], out: Path) -> None:
         """Save what was learned: `out`/TASK.safetensors of an inversion, and a pipeline that knows the task; judge."""
         from latentia.methods.emu_edit.embedding_file import TaskEmbedding
-        from latentia.methods.emu_edit.inversion import UnseenRows, editor_with, with_task
+        from latentia.methods.emu_edit.inversion import editor_with, with_task
         from latentia.recipes.edit_inversion_judging import tell
 
         result = results[PHASE]
@@ -202,12 +237,12 @@ class EditInversion(Recipe):
         told["learned"] = sum(p.numel() for m in result.modules.values() for p in m.parameters())
         start = None
         if self.mode != "scratch":
-            name, start = bench.parts["start"]
-            told |= {"start": name, "start_losses": bench.parts["losses"]}
+            told |= {"start": bench.parts["start"][0], "start_losses": bench.parts["losses"]}
         if self.mode == "invert":
+            start = bench.parts["start"][1]
             vector = result.modules["task"].vector.detach()  # type: ignore[operator]
-            instruction = UnseenRows(self.task, "train", 1, pipe.default_size[0], self.seed).row(0).instruction
-            saved = TaskEmbedding.of(pipe.model, vector, self.task, self.examples, instruction)
+            examples = self.rows(pipe, "train", self.examples)
+            saved = TaskEmbedding.of(pipe.model, vector, self.task, len(examples), examples.row(0).instruction)
             saved.save(out / f"{self.task}.safetensors")
             names = {**pipe.task_names, self.task: len(pipe.model.tasks.weight)}
             pipe = editor_with(pipe, with_task(pipe.model, vector), names)
@@ -225,10 +260,11 @@ class EditInversion(Recipe):
         from latentia.recipes.plan import Work
 
         config = self.config()
+        rows = 1 if self.mode == "scratch" else int(config.get("num_tasks", 16)) + 1
 
         def build() -> nn.Module:
             if self.mode != "invert":
-                return EmuEditModel(**{**config, "num_tasks": 1 if self.mode == "scratch" else self.rows(config)})
+                return EmuEditModel(**{**config, "num_tasks": rows})
             return with_vector(EmuEditModel(**config).requires_grad_(False))
 
         def inputs(batch: int) -> tuple[torch.Tensor, ...]:
@@ -240,13 +276,10 @@ class EditInversion(Recipe):
         seen, micro = self.steps * self.batch_size, self.batch_size // self.accumulate
         return [Work(PHASE, "model", build, inputs, seen, self.batch_size, micro, averaged=self.ema.decay > 0)]
 
-    def rows(self, config: Mapping[str, Any]) -> int:
-        """Rows of the table with the new task."""
-        return int(config.get("num_tasks", 16)) + 1
-
 
 def with_vector(model: EmuEditModel) -> nn.Module:
     """A frozen network with one learned vector."""
+    import torch
     from torch import nn
 
     from latentia.methods.emu_edit.inversion import TaskVector
@@ -254,7 +287,7 @@ def with_vector(model: EmuEditModel) -> nn.Module:
     class Told(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model, self.task = model, TaskVector(model.tasks.weight[0], 1.0)
+            self.model, self.task = model, TaskVector(model.tasks.weight[0], torch.eye(model.task_dim))
 
         def forward(self, x: Any, t: Any, text: Any, source: Any) -> Any:
             return self.model(x, t, text, source, self.task(len(x)))

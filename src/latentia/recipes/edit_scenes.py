@@ -99,9 +99,7 @@ class EditScenes(Recipe):
         from latentia.methods.emu_edit.datasets import SceneRows
 
         rows = SceneRows("train", LEARNT_FROM, 16, self.seed, self.tasks)
-        return train_bpe(
-            [rows.row(i).instruction for i in range(LEARNT_FROM)], self.text.vocab_size, self.text.length
-        )
+        return train_bpe([rows.row(i).instruction for i in range(LEARNT_FROM)], self.text.vocab_size, self.text.length)
 
     def phases(self, bench: Bench) -> list[tuple[str, Callable[[], Phase]]]:
         """`words`, `editor`, and, where tasks are told apart, `predictor`."""
@@ -266,14 +264,11 @@ def edit_scenes() -> EditScenes:
     return EditScenes(
         name="edit-scenes",
         image_size=64,
-        steps=6200,
+        steps=6600,
         batch_size=16,
-        noise=Noise(
-            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="sample"
-        ),
-        optim=Optim(lr=2e-3, schedule="cosine", warmup=100, betas=(0.9, 0.99), weight_decay=0.01),
+        noise=Noise(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="sample"),
+        optim=Optim(lr=3e-3, schedule="cosine", warmup=100, betas=(0.9, 0.99), weight_decay=0.01),
         ema=Average(decay=0.999, warmup=True, power=0.75),
         precision="bf16",
-        channels_last=True,
-        save_every=1000,
+        save_every=500,
     )

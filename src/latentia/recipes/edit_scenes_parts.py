@@ -16,7 +16,7 @@ from latentia.recipes.recipe import Value
 if TYPE_CHECKING:
     from latentia.methods.emu_edit.model import EmuEditModel
 
-HARDER = {"local": 2.5, "texture": 2.0, "add": 2.5, "remove": 1.5, "background": 1.5, "detect": 2.0, "segment": 1.0}
+HARDER = {"local": 2.0, "texture": 1.5, "add": 2.0, "remove": 1.5, "background": 1.0, "detect": 1.5, "segment": 2.0}
 """How often these tasks are drawn where the others are drawn 0.35 times: they must find one thing among several."""
 
 EASIER = 0.35
@@ -28,7 +28,7 @@ class Instructions(TextEncoder):
     vocab_size: Annotated[int, Field(ge=400)] = Field(default=1024, description="most tokens of the vocabulary")
     length: Annotated[int, Field(ge=8)] = Field(default=36, description="tokens of an instruction, both ends included")
     width: PositiveInt = Field(default=96, description="width of a token's vector")
-    steps: PositiveInt = Field(default=1000, description="optimizer steps of the phase `words`")
+    steps: PositiveInt = Field(default=1500, description="optimizer steps of the phase `words`")
     batch_size: PositiveInt = Field(default=32, description="instructions in one of its steps")
     optim: Optim = Field(
         default=Optim(lr=1e-3, schedule="linear", warmup=50, betas=(0.9, 0.99), weight_decay=0.01),
@@ -48,7 +48,7 @@ class Editor(Value):
     time_scale_shift: Literal["default", "scale_shift"] = Field(
         default="scale_shift", description="how time, task and sentence reach the residual blocks"
     )
-    position_channels: NonNegativeInt = Field(default=16, description="channels of a learned map of places")
+    position_channels: NonNegativeInt = Field(default=8, description="channels of a learned map of places")
     task_dim: PositiveInt = Field(default=64, description="width of a task's vector")
     task_tokens: NonNegativeInt = Field(default=4, description="tokens that a task adds to the text")
     pooled_text: bool = Field(default=True, description="the sentence as a vector goes to every residual block")
@@ -100,11 +100,11 @@ class EditTarget(Value):
     min_snr_gamma: PositiveFloat | None = Field(default=None, description="γ of min-SNR weighting; none for no weights")
     times: Literal["uniform", "antithetic", "logit_normal"] = Field(default="uniform", description="draw of t")
     dropout: Annotated[float, Field(ge=0, le=1 / 3)] = Field(
-        default=0.05, description="share of rows without text, without picture, and without both"
+        default=0.02, description="share of rows without text, without picture, and without both"
     )
     change_weight: Fraction = Field(default=0.5, description="share of the loss that is about edited pixels")
-    gate_weight: NonNegativeFloat = Field(default=0.5, description="weight of the copy gate's cross entropy")
-    terminal_share: Fraction = Field(default=0.7, description="share of samples that are pure noise")
+    gate_weight: NonNegativeFloat = Field(default=1.0, description="weight of the copy gate's cross entropy")
+    terminal_share: Fraction = Field(default=0.9, description="share of samples that are pure noise")
 
 
 class Predictor(Value):

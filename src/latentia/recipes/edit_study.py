@@ -82,24 +82,24 @@ class Size:
 VISION = ("detect", "segment", "color")
 SIZES: dict[str, Size] = {
     "quick": Size(
-        steps=900,
-        main_steps=1800,
-        settings=("image_size=32", "batch_size=16"),
-        tasks=("local", "texture", "add", "remove", "background", "style", "detect", "segment"),
-        fewer=(("background", "add", "remove"), ("local", "detect", "segment")),
+        steps=500,
+        main_steps=800,
+        settings=("image_size=32", "text.steps=100", "predictor.steps=200", "predictor.examples=2000"),
+        tasks=("local", "texture", "remove", "background", "style", "segment"),
+        fewer=(("remove", "background"), ("local", "segment")),
         judged=32,
         sampling_steps=4,
         counts=SPREAD,
-        inversion_steps=120,
+        inversion_steps=100,
         expert_steps=300,
         expert_examples=20_000,
-        tune_steps=120,
+        tune_steps=100,
         pictures=12,
         text_scales=(1.0, 2.0, 5.0),
         image_scales=(1.0, 1.5),
     ),
     "full": Size(
-        steps=6000,
+        steps=3000,
         main_steps=0,
         settings=(),
         tasks=(),
@@ -136,6 +136,9 @@ class EditStudy(Recipe):
     seeds: Annotated[int, Field(ge=1, le=20)] = Field(
         default=3, description="editors of each kind in task-embedding and vision"
     )
+    main_steps: NonNegativeInt = Field(
+        default=0, description="steps of the editor of `main`, without a base; 0: by size"
+    )
     run_steps: NonNegativeInt = Field(default=0, description="steps of each compared editor; 0: by size")
     inversion_steps: NonNegativeInt = Field(default=0, description="steps of each inversion; 0: by size")
     expert_steps: NonNegativeInt = Field(default=0, description="steps of an expert for an unseen task; 0: by size")
@@ -154,6 +157,7 @@ class EditStudy(Recipe):
         from dataclasses import replace
 
         given: dict[str, Any] = {
+            "main_steps": self.main_steps,
             "steps": self.run_steps,
             "inversion_steps": self.inversion_steps,
             "expert_steps": self.expert_steps,

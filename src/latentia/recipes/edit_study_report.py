@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from latentia.recipes.edit_study_claims import HOLDS, claims, plus_minus, values
+from latentia.recipes.edit_study_claims import HOLDS, Claim, claims, plus_minus, values
 from latentia.recipes.edit_study_stages import PICTURES
 from latentia.recipes.study import FOLDER, Figure, StudyPage
 from latentia.recipes.svg import Axis, Plot
@@ -24,7 +25,7 @@ def write_study(recipe: EditStudy, stages: Mapping[str, Any], out: Path) -> list
     """Write report.html into `out` from the stages that there are; returns the claims as plain values."""
     found = claims(stages)
     held = sum(each.verdict == HOLDS for each in found)
-    page = StudyPage(
+    page = ClaimsPage(
         "Emu Edit, experiment by experiment",
         f"Every ablation of the article in a world where every answer is known (size={recipe.size}, seed {recipe.seed})"
         f". {held} of {len(found)} claims hold here. The article's data, networks and measures are others: directions "
@@ -36,12 +37,26 @@ def write_study(recipe: EditStudy, stages: Mapping[str, Any], out: Path) -> list
         "its standard errors. Success: the edit reads as ordered, removes three quarters of the error, and keeps the "
         "rest. Gain: share of the copied input's squared error that is gone.",
     )
-    rows = [[each.claim, each.article, each.here, each.verdict] for each in found]
-    page.table(["claim", "article", "here", ""], rows, best=[i for i, e in enumerate(found) if e.verdict == HOLDS])
+    page.claims(found)
     for name, stage in stages.items():
         PAGES[name](page, stage, out)
     page.write(out / "report.html")
     return [each.to_dict() for each in found]
+
+
+class ClaimsPage(StudyPage):
+    """A study's page with a table of sentences, whose lines break."""
+
+    def claims(self, found: Sequence[Claim]) -> None:
+        """Each claim: the article's numbers, ours, the verdict."""
+        style = ' style="white-space: normal; text-align: left; vertical-align: top"'
+        lines = []
+        for each in found:
+            mark = "best" if each.verdict == HOLDS else ""
+            told = (each.claim, each.article, each.here, each.verdict)
+            lines.append(f'<tr class="{mark}">{"".join(f"<td{style}>{html.escape(text)}</td>" for text in told)}</tr>')
+        head = "".join(f"<th{style}>{name}</th>" for name in ("claim", "the article", "here", "verdict"))
+        self._parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>")
 
 
 def cells(numbers: Mapping[str, float], names: Sequence[str] = MEASURES) -> list[str]:

@@ -19,6 +19,7 @@ from latentia.methods.pdiff.protocol import AVERAGES, GAUSSIAN, NOISE, Protocol,
 from latentia.methods.pdiff.scoring import Scorer
 from latentia.methods.pdiff.similarity import nearest_similarity, own_nearest_similarity
 from latentia.recipes.recipe import Bench
+from latentia.recipes.training_section import trained
 
 if TYPE_CHECKING:
     from latentia.methods.pdiff.checkpoints import Checkpoints
@@ -62,15 +63,7 @@ def tell(recipe: PDiffDigits, bench: Bench, results: Mapping[str, PhaseResult], 
     settings = [judge_setting(recipe, f"{recipe.originals.network}, all parameters", first)]
     if recipe.norms:
         settings.append(judge_setting(recipe.norm_layers(), "ResNet, last two BatchNorm layers"))
-    phases = {
-        name: {
-            "steps": result.steps,
-            "samples": result.samples,
-            "parameters": sum(p.numel() for m in result.modules.values() for p in m.parameters()),
-            "seconds": round(result.seconds, 1),
-        }
-        for name, result in results.items()
-    }
+    phases = trained(results)
     record = {"recipe": recipe.model_dump(mode="json"), "training": phases, "settings": list(map(as_json, settings))}
     write_text_atomic(out / "report.json", json.dumps(record, indent=2) + "\n")
     write_report(recipe, settings, phases, out)

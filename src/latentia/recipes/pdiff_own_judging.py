@@ -34,6 +34,7 @@ from latentia.methods.pdiff.scoring import Scorer
 from latentia.methods.pdiff.similarity import l2_matrix
 from latentia.recipes.pdiff_judging import Setting, as_json
 from latentia.recipes.pdiff_own_source import judging_images
+from latentia.recipes.training_section import trained
 from latentia.recipes.user_code import score_of
 
 if TYPE_CHECKING:
@@ -90,10 +91,7 @@ def tell(recipe: OwnNetworks, bench: Bench, results: Mapping[str, PhaseResult], 
     weights = judge_weights(recipe, originals, generated, explained, seconds)
     images = judging_images(recipe)
     judged = None if images is None else judge_data(recipe, originals, generated, images, explained, seconds)
-    phases = {
-        name: {"steps": result.steps, "samples": result.samples, "seconds": round(result.seconds, 1)}
-        for name, result in results.items()
-    }
+    phases = trained(results)
     record: dict[str, Any] = {"recipe": recipe.model_dump(mode="json"), "training": phases}
     record |= {"originals": {"count": len(originals), "parameters": originals.layout.size, "meta": originals.meta}}
     record |= {"weights": weights.model_dump(mode="json"), "data": None if judged is None else as_json(judged)}

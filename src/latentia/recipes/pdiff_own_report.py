@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentia.recipes.demo_report import curves
 from latentia.recipes.pdiff_figures import protocol_table
 from latentia.recipes.pdiff_judging import goals
 from latentia.recipes.pdiff_report import goal_row
 from latentia.recipes.study import StudyPage
+from latentia.recipes.training_section import tell_training
 
 if TYPE_CHECKING:
     from latentia.methods.pdiff.checkpoints import Checkpoints
@@ -49,18 +49,7 @@ def write_report(
     if judged is not None:
         tell_data(page, recipe, judged)
     tell_weights(page, weights)
-    page.section("How training went")
-    losses = (("autoencoder", ("mse",)), ("unet", ("loss",)))
-    page.charts(
-        [{f"{p}: {k}": v for k, v in curves(out, p, parts).items()} for p, parts in losses], "step", "", log=True
-    )
-    page.table(
-        ["phase", "steps", "samples seen", "seconds"],
-        [
-            [name, *(f"{values[key]:,.0f}" for key in ("steps", "samples", "seconds"))]
-            for name, values in phases.items()
-        ],
-    )
+    tell_training(page, out, {"autoencoder": ("mse",), "unet": ("loss",)}, phases)
     page.write(out / "report.html")
 
 

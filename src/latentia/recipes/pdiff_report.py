@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentia.recipes import pdiff_figures as figures
-from latentia.recipes.demo_report import curves
 from latentia.recipes.pdiff_figures import protocol_table
 from latentia.recipes.pdiff_judging import Setting, goals, listed
 from latentia.recipes.pdiff_paper import PAPER
 from latentia.recipes.study import Figure, StudyPage
 from latentia.recipes.svg import Axis, Plot
+from latentia.recipes.training_section import tell_training
 
 if TYPE_CHECKING:
     from latentia.methods.pdiff.novelty import Equal
@@ -40,18 +40,7 @@ def write_report(
     )
     for setting in settings:
         tell_setting(page, setting)
-    page.section("How training went")
-    losses = (("autoencoder", ("mse",)), ("unet", ("loss",)))
-    page.charts(
-        [{f"{p}: {k}": v for k, v in curves(out, p, parts).items()} for p, parts in losses], "step", "", log=True
-    )
-    page.table(
-        ["phase", "parameters", "steps", "samples seen", "seconds"],
-        [
-            [name, *(f"{values[key]:,.0f}" for key in ("parameters", "steps", "samples", "seconds"))]
-            for name, values in phases.items()
-        ],
-    )
+    tell_training(page, out, {"autoencoder": ("mse",), "unet": ("loss",)}, phases)
     page.write(out / "report.html")
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from latentia.core.files import write_text_atomic
 from latentia.recipes import pdiff_figures as figures
-from latentia.recipes.demo_report import curves
 from latentia.recipes.pdiff_seeds_judging import OURS, PLAIN, SeedSummary, judge_runs
 from latentia.recipes.study import StudyPage
+from latentia.recipes.training_section import tell_training, trained
 
 if TYPE_CHECKING:
     from latentia.recipes.pdiff_seeds import SeedDiffusion
@@ -27,11 +27,7 @@ SEED_COLUMNS = ["networks", "n", "mean, %", "best, %", "train-selected, %", "max
 def tell(recipe: SeedDiffusion, bench: Bench, results: Mapping[str, PhaseResult], out: Path) -> SeedSummary:
     """Do the runs that are missing; write report.html and report.json into `out`."""
     summary = judge_runs(recipe, recipe.plain_recipe(), bench, out / RUNS)
-    phases = {
-        name: {"steps": result.steps, "samples": result.samples, "seconds": round(result.seconds, 1)}
-        for name, result in results.items()
-    }
-    record = {"recipe": recipe.model_dump(mode="json"), "training": phases, "summary": summary.model_dump(mode="json")}
+    record = {"recipe": recipe.model_dump(mode="json"), "training": trained(results), "summary": summary.model_dump(mode="json")}
     write_text_atomic(out / "report.json", json.dumps(record, indent=1) + "\n")
     page = StudyPage("Whole networks from independent seeds", lead(summary))
     page.section(
@@ -48,11 +44,7 @@ def tell(recipe: SeedDiffusion, bench: Bench, results: Mapping[str, PhaseResult]
         "in view; the table is of test images.",
     )
     tell_network(page, summary)
-    page.section("How training went")
-    losses = (("codec", ("behaviour",)), ("unet", ("loss",)))
-    page.charts(
-        [{f"{p}: {k}": v for k, v in curves(out, p, parts).items()} for p, parts in losses], "step", "", log=True
-    )
+    tell_training(page, out, {"codec": ("behaviour",), "unet": ("loss",)})
     page.write(out / "report.html")
     return summary
 

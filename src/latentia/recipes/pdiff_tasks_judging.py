@@ -19,6 +19,7 @@ from latentia.methods.pdiff.digit_tasks import shared_trunk, task_accuracies, ta
 from latentia.methods.pdiff.objectives import explained_variance
 from latentia.methods.pdiff.scoring import Scorer
 from latentia.recipes.recipe import Bench
+from latentia.recipes.training_section import trained
 
 if TYPE_CHECKING:
     from latentia.methods.pdiff.checkpoints import Checkpoints
@@ -140,15 +141,7 @@ def tell(recipe: TaskDiffusion, bench: Bench, results: Mapping[str, PhaseResult]
     if recipe.wide is not None:
         tasks = recipe.tasks.model_copy(update={"hidden": recipe.wide})
         settings.append(judge_setting(recipe.model_copy(update={"tasks": tasks})))
-    phases = {
-        name: {
-            "steps": result.steps,
-            "samples": result.samples,
-            "parameters": sum(p.numel() for m in result.modules.values() for p in m.parameters()),
-            "seconds": round(result.seconds, 1),
-        }
-        for name, result in results.items()
-    }
+    phases = trained(results)
     record = {"recipe": recipe.model_dump(mode="json"), "training": phases, "settings": list(map(as_json, settings))}
     write_text_atomic(out / "report.json", json.dumps(record, indent=2) + "\n")
     write_report(recipe, settings, phases, out)

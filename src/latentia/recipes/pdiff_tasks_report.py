@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from latentia.recipes.demo_report import curves
 from latentia.recipes.pdiff_judging import listed
 from latentia.recipes.pdiff_tasks_judging import (
     HEADS,
@@ -21,6 +20,7 @@ from latentia.recipes.pdiff_tasks_judging import (
 )
 from latentia.recipes.study import Figure, StudyPage
 from latentia.recipes.svg import Axis, Plot
+from latentia.recipes.training_section import tell_training
 
 if TYPE_CHECKING:
     from latentia.recipes.pdiff_tasks import TaskDiffusion
@@ -49,18 +49,7 @@ def write_report(
     )
     for setting in settings:
         tell_setting(page, setting)
-    page.section("How training went")
-    losses = (("autoencoder", ("mse",)), ("unet", ("loss",)))
-    page.charts(
-        [{f"{p}: {k}": v for k, v in curves(out, p, parts).items()} for p, parts in losses], "step", "", log=True
-    )
-    page.table(
-        ["phase", "parameters", "steps", "samples seen", "seconds"],
-        [
-            [name, *(f"{values[key]:,.0f}" for key in ("parameters", "steps", "samples", "seconds"))]
-            for name, values in phases.items()
-        ],
-    )
+    tell_training(page, out, {"autoencoder": ("mse",), "unet": ("loss",)}, phases)
     page.write(out / "report.html")
 
 

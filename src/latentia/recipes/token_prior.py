@@ -73,7 +73,9 @@ class TokenPrior(Recipe):
     image_channels: PositiveInt = Field(default=3, description="1 (grey) or 3 (RGB)")
     num_classes: NonNegativeInt = Field(default=0, description="classes that the transformer is told; 0 for none")
     flip: bool = Field(default=False, description="learn from mirror images too")
-    codec: str | None = Field(default=None, description="folder of a trained `VQModel` or `FlowMo`; none trains `tokenizer` first")
+    codec: str | None = Field(
+        default=None, description="folder of a trained `VQModel` or `FlowMo`; none trains `tokenizer` first"
+    )
     tokenizer: TrainedTokenizer = Field(description="the codec that is trained when none is given")
     transformer: Transformer = Field(description="the prior")
     label_dropout: Fraction = Field(default=0.0, description="share of labels replaced by the null class, for guidance")

@@ -16,9 +16,9 @@ from latentia.metrics.evaluate import Judge
 from latentia.metrics.measurement import Measurement
 from latentia.metrics.neighbours import nearest
 from latentia.recipes.codec_evaluation import evaluate_codec
-from latentia.recipes.demo_report import curves
 from latentia.recipes.judge import everything
 from latentia.recipes.report import Report
+from latentia.recipes.training_section import tell_training, trained
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -50,10 +50,7 @@ def tell(recipe: TokenPrior, bench: Bench, results: Mapping[str, PhaseResult], o
         "recipe": recipe.model_dump(mode="json"),
         "seed": recipe.seed,
         "threads": torch.get_num_threads(),
-        "training": {
-            name: {"steps": each.steps, "samples": each.samples, "seconds": round(each.seconds, 1)}
-            for name, each in results.items()
-        },
+        "training": trained(results),
         "held_out_bits": held_out_bits(recipe, bench, results),
         "codec": codec.to_dict(),
         "floor": floor.to_dict(),
@@ -175,12 +172,9 @@ def write_page(
     )
     page.table(COLUMNS, [cells(key, each, floor, ruler) for key, each in made.items()], best=[0])
     bits = told["held_out_bits"]
-    page.section(
-        "How training went", f"Bits a token: {bits['train']:.3f} on training, {bits['test']:.3f} on test images."
-    )
     lines = {"judge": ("loss",), "codec": ("rec",), "prior": ("bits",)}
-    charts = [(phase, curves(out, phase, parts)) for phase, parts in lines.items() if phase in told["training"]]
-    page.charts([{f"{phase}: {key}": points for key, points in found.items()} for phase, found in charts], "step", "")
+    told_bits = f"Bits a token: {bits['train']:.3f} on training, {bits['test']:.3f} on test images."
+    tell_training(page, out, lines, told["training"], told_bits)
     page.write(out / "report.html")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
@@ -13,6 +13,8 @@ from latentia.recipes.vqvae import VQVAE, Tokenizer, vqvae_digits, vqvae_photos
 
 if TYPE_CHECKING:
     from torch import nn
+
+Error = Literal["l1", "l2", "huber"]
 
 
 class VQCodec(Value):
@@ -80,12 +82,12 @@ class PaperVQGAN(VQGANBase):
     codec: VQCodec = Field(description="sizes of the codec")
 
 
-def like(plain: VQVAE, name: str, perceptual: Perceptual, discriminator: Adversary) -> VQGAN:
-    """The VQGAN of a VQ-VAE: network, bits, pictures and steps alike, the error L1."""
+def like(plain: VQVAE, name: str, perceptual: Perceptual, discriminator: Adversary, loss: Error) -> VQGAN:
+    """The VQGAN of a VQ-VAE: network, bits, pictures and steps alike."""
     same = ("data", "image_size", "image_channels", "augment", "stride", "scales", "codec", "optim", "ema")
     run = ("steps", "batch_size", "channels_last", "save_every")
     given = {field: getattr(plain, field) for field in (*same, *run)}
-    return VQGAN(name=name, perceptual=perceptual, discriminator=discriminator, **given)
+    return VQGAN(name=name, perceptual=perceptual, discriminator=discriminator, loss=loss, **given)
 
 
 def vqgan_photos() -> VQGAN:
@@ -116,6 +118,7 @@ def vqgan_photos() -> VQGAN:
             ramp=300,
             optim=Optim(lr=1e-3, betas=(0.5, 0.9)),
         ),
+        loss="l2",
     )
 
 
@@ -141,6 +144,7 @@ def vqgan_digits() -> VQGAN:
             ramp=300,
             optim=Optim(lr=1e-3, betas=(0.5, 0.9)),
         ),
+        loss="l1",
     )
 
 

@@ -105,16 +105,39 @@ def test_where_it_starts():
         inversion.start_vector(editing, data, pipe.task_names, "remov")
 
 
-def test_the_learning_rate_goes_with_the_table():
-    start = torch.tensor([3.0, -6.0])
-    task = inversion.TaskVector(start, 2.0)
+def test_every_direction_does_equally_much():
+    network = editor().model
+    maps = torch.cat((network.to_time.weight, network.to_tokens.weight)).detach()
+    done = (maps @ inversion.even_basis(network)).norm(dim=0)
+    assert torch.allclose(done, done[:1].expand_as(done), rtol=1e-3)
+    table = network.tasks.weight.detach()
+    spread = ((table - table.mean(0)) @ maps.T).square().sum(1).mean().sqrt()
+    assert float(done[0]) == pytest.approx(float(spread) / network.task_dim**0.5, rel=1e-3)
+    with torch.no_grad():  # as training on three tasks leaves them: three directions, and little else
+        low = torch.randn(len(maps), 3) @ torch.randn(3, network.task_dim) + 0.001 * torch.randn_like(maps)
+        network.to_time.weight.copy_(low[: len(network.to_time.weight)])
+        network.to_tokens.weight.copy_(low[len(network.to_time.weight) :])
+    done = (low @ inversion.even_basis(network)).norm(dim=0)
+    assert torch.allclose(done[:3], done[:1].expand(3), rtol=1e-3)
+    assert float(done[3:].max()) < float(done[0])
+    torch.nn.init.zeros_(network.to_time.weight)
+    torch.nn.init.zeros_(network.to_tokens.weight)
+    basis = inversion.even_basis(network)
+    assert torch.equal(basis, torch.eye(network.task_dim) * inversion.table_scale(network))
+
+
+def test_a_vector_starts_where_it_is_told():
+    start, basis = torch.tensor([3.0, -6.0]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    task = inversion.TaskVector(start, basis)
     assert torch.equal(task.vector, start)
-    assert torch.equal(task.w.detach(), start / 2)
+    with torch.no_grad():
+        task.w += 1
+    assert torch.equal(task.vector, torch.tensor([4.0, -4.0]))
     assert task(3).shape == (3, 2)
     with pytest.raises(InputError, match="task_dim"):
-        inversion.TaskVector(start[None], 1.0)
-    with pytest.raises(InputError, match="scale"):
-        inversion.TaskVector(start, 0.0)
+        inversion.TaskVector(start[None], basis)
+    with pytest.raises(InputError, match="basis"):
+        inversion.TaskVector(start, basis[:1])
 
 
 def test_an_objective_that_trains_more_is_refused():

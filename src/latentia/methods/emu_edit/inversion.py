@@ -31,30 +31,58 @@ DRAWS = 4
 
 
 class TaskVector(nn.Module):
-    """v = scale · w, of which w is learned: one learning rate then serves tables of any scale.
+    """v = start + basis · w, of which w is learned, from 0.
 
     Args:
         start: v at first, (task_dim,).
-        scale: root mean square of the table that it is to stand beside, > 0.
+        basis: (task_dim, K), what a unit of each w does; see `even_basis`.
     """
 
-    scale: torch.Tensor
+    start: torch.Tensor
+    basis: torch.Tensor
 
-    def __init__(self, start: torch.Tensor, scale: float) -> None:
+    def __init__(self, start: torch.Tensor, basis: torch.Tensor) -> None:
         super().__init__()
-        if start.ndim != 1 or not scale > 0:
-            raise InputError(f"a task vector is (task_dim,) with a scale above 0, got {tuple(start.shape)}, {scale}")
-        self.w = nn.Parameter(start.detach().float().clone() / scale)
-        self.register_buffer("scale", torch.tensor(float(scale)), persistent=False)
+        if start.ndim != 1 or basis.ndim != 2 or len(basis) != len(start):
+            raise InputError(
+                f"start is (task_dim,), basis (task_dim, K), got {tuple(start.shape)}, {tuple(basis.shape)}"
+            )
+        self.w = nn.Parameter(torch.zeros(basis.shape[1], device=start.device))
+        self.register_buffer("start", start.detach().float().clone())
+        self.register_buffer("basis", basis.detach().float().clone())
 
     @property
     def vector(self) -> torch.Tensor:
         """v, (task_dim,)."""
-        return self.w * self.scale
+        return self.start + self.basis @ self.w
 
     def forward(self, batch: int) -> torch.Tensor:
         """v for each of a batch, (B, task_dim)."""
         return self.vector.expand(batch, -1)
+
+
+WEAKEST = 0.02
+"""Directions that do less than this share of the strongest are learned no faster than if they did so much."""
+
+
+@torch.no_grad()
+def even_basis(model: EmuEditModel) -> torch.Tensor:
+    """Coordinates (task_dim, task_dim) in which every direction of v does equally much to the network.
+
+    The maps W of the task (to the time embedding and to the tokens, one above the other) start at zero, so training on
+    k tasks leaves them k strong directions, and a vector learned as it is can hardly be more than a mixture of these.
+    With W = U S Vᵀ the basis is r · V / max(S, 0.02 · S₁): a unit of each coordinate changes what W makes of v by r,
+    the root mean square, a coordinate, by which the tasks of the table differ from their mean there.
+    """
+    maps = torch.cat((model.to_time.weight, model.to_tokens.weight)).double()
+    _, s, vt = torch.linalg.svd(maps, full_matrices=True)
+    s = torch.cat((s, s.new_zeros(vt.shape[0] - len(s))))
+    table = model.tasks.weight.double()
+    spread = ((table - table.mean(0)) @ maps.T).square().sum(1).mean() / vt.shape[0]
+    if not float(s[0]) > 0:  # never trained: the vector's own coordinates
+        return torch.eye(len(vt), device=maps.device) * table_scale(model)
+    reached = s.clamp(min=WEAKEST * float(s[0]))
+    return (vt.T / reached * spread.sqrt().clamp(min=1e-6)).float()
 
 
 class TaskInversionObjective(Objective):
@@ -76,7 +104,7 @@ class TaskInversionObjective(Objective):
         if start.shape != (editing.denoiser.task_dim,):
             raise InputError(f"start has shape {tuple(start.shape)}: expected ({editing.denoiser.task_dim},)")
         self.editing = editing.requires_grad_(False)
-        self.task = TaskVector(start.to(editing.denoiser.device), table_scale(editing.denoiser))
+        self.task = TaskVector(start.to(editing.denoiser.device), even_basis(editing.denoiser))
 
     def settings(self) -> dict[str, Any]:
         """The editor's."""
@@ -202,17 +230,21 @@ class UnseenRows(EditRows):
         return self.engine.row(self.split, index)
 
     def batch(self, indices: Sequence[int] | torch.Tensor) -> dict[str, Any]:
-        """The rows at `indices`, as `datasets.batch_of` describes but for `task`."""
-        rows = [self.row(int(i)) for i in indices]
-        texts = [row.instruction for row in rows]
-        batch: dict[str, Any] = {
-            "x": _pixels([row.target for row in rows]),
-            "source": _pixels([row.image for row in rows]),
-            "mask": torch.from_numpy(np.stack([row.mask for row in rows])[:, None]),
-        }
-        if self.number is not None:
-            batch["task"] = torch.full((len(rows),), self.number)
-        return batch | ({"instruction": texts} if self.encode is None else dict(self.encode(texts)))
+        """The rows at `indices`; see `examples_of`."""
+        return examples_of([self.row(int(i)) for i in indices], self.encode, self.number)
+
+
+def examples_of(rows: Sequence[Row], encode: Encode | None = None, number: int | None = None) -> dict[str, Any]:
+    """Rows of a task that is in no table yet as a batch: as `datasets.batch_of`, its `task` being `number`, or none."""
+    texts = [row.instruction for row in rows]
+    batch: dict[str, Any] = {
+        "x": _pixels([row.target for row in rows]),
+        "source": _pixels([row.image for row in rows]),
+        "mask": torch.from_numpy(np.stack([row.mask for row in rows])[:, None]),
+    }
+    if number is not None:
+        batch["task"] = torch.full((len(rows),), number)
+    return batch | ({"instruction": texts} if encode is None else dict(encode(texts)))
 
 
 def _pixels(pictures: Sequence[np.ndarray]) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """EmuEditModel: a UNet that sees the picture beside the noise, reads the instruction, and is told the task."""
 
+import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -40,6 +41,17 @@ class EmuEditOutput(Output):
     sample: torch.Tensor
     gate: torch.Tensor | None = None
     edit: torch.Tensor | None = None
+
+
+def waves(count: int, side: int) -> torch.Tensor:
+    """The first `count` plane waves cos(πj(x + ½)/side)·cos(πk(y + ½)/side) by j + k, halved, (1, count, side, side).
+
+    Smooth, so that they disturb no edge while places are not yet of interest.
+    """
+    at = (torch.arange(side) + 0.5) * (torch.pi / side)
+    orders = sorted(itertools.product(range(count + 1), repeat=2), key=lambda order: (sum(order), order))
+    maps = [torch.outer(torch.cos(down * at), torch.cos(right * at)) for right, down in orders[1 : count + 1]]
+    return 0.5 * torch.stack(maps)[None]
 
 
 class TaskUNet(UNet2DConditionModel):
@@ -85,8 +97,8 @@ class EmuEditModel(ModelMixin):
         task_tokens: further tokens that a task gives; 0 none.
         task_std: deviation of the vectors' start.
         position_channels: channels of a learned map that the UNet sees beside the sample, for tasks about places.
-        pooled_text: the maximum of the text's tokens goes into the time embedding too, where short trainings learn soonest
-            what concerns the whole picture.
+        pooled_text: the greatest value of each feature over the text's tokens goes into the time embedding too: short
+            trainings learn from it soonest what concerns the whole picture.
         noise_gain: x_t is multiplied by a learned number w(t) that starts at zero, so that short trainings first learn
             from the source alone, and x_t comes in where it helps (a preconditioning that needs no schedule).
         copy_gate: see above.
@@ -139,7 +151,7 @@ class EmuEditModel(ModelMixin):
         self.gain = nn.Linear(self.unet.time_proj.dim, 1) if noise_gain else None
         if self.gain is not None:
             zero_(self.gain)
-        self.positions = nn.Parameter(torch.randn(1, position_channels, grid, grid)) if position_channels else None
+        self.positions = nn.Parameter(waves(position_channels, grid)) if position_channels else None
         nn.init.normal_(self.tasks.weight, std=task_std)
         nn.init.zeros_(self.to_time.weight)
         nn.init.zeros_(self.to_tokens.weight)
