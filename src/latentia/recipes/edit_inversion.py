@@ -62,7 +62,7 @@ class EditInversion(Recipe):
     )
     objective: EditTarget = Field(default=EditTarget(dropout=0.0), description="what is minimised")
     optim: Optim = Field(
-        default=Optim(lr=0.03, schedule="cosine", final_lr=0.05, warmup=10),
+        default=Optim(lr=0.3, schedule="cosine", final_lr=0.05, warmup=10),
         description="of the vector, in the coordinates of `even_basis`: by what it does to the network",
     )
     network_optim: Optim = Field(

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from latentia.recipes.plan import Work
     from latentia.training.phase import Phase, PhaseResult
 
-LEARNT_FROM = 8000
-"""Instructions that the tokenizer is learnt from."""
-
 ROWS = 2_000_000
 """Rows that count as the training set: made when asked for, so that none need be seen twice."""
 
@@ -98,8 +95,10 @@ class EditScenes(Recipe):
         from latentia.conditioners.tokenizers import train_bpe
         from latentia.methods.emu_edit.datasets import SceneRows
 
-        rows = SceneRows("train", LEARNT_FROM, 16, self.seed, self.tasks)
-        return train_bpe([rows.row(i).instruction for i in range(LEARNT_FROM)], self.text.vocab_size, self.text.length)
+        count = self.text.examples
+        rows = SceneRows("train", count, 16, self.seed, self.tasks)
+        texts = [rows.row(i).instruction for i in range(count)]
+        return train_bpe(texts, self.text.vocab_size, self.text.length)
 
     def phases(self, bench: Bench) -> list[tuple[str, Callable[[], Phase]]]:
         """`words`, `editor`, and, where tasks are told apart, `predictor`."""

@@ -28,6 +28,7 @@ class Instructions(TextEncoder):
     vocab_size: Annotated[int, Field(ge=400)] = Field(default=1024, description="most tokens of the vocabulary")
     length: Annotated[int, Field(ge=8)] = Field(default=36, description="tokens of an instruction, both ends included")
     width: PositiveInt = Field(default=96, description="width of a token's vector")
+    examples: PositiveInt = Field(default=8000, description="instructions that the byte pairs are learnt from")
     steps: PositiveInt = Field(default=1500, description="optimizer steps of the phase `words`")
     batch_size: PositiveInt = Field(default=32, description="instructions in one of its steps")
     optim: Optim = Field(

@@ -213,6 +213,23 @@ def of_baselines(stage: Mapping[str, Any]) -> Iterator[Claim]:
         )
 
 
+def of_guidance(stage: Mapping[str, Any]) -> Iterator[Claim]:
+    """The best pair of scales against none."""
+    rows = stage["rows"]
+    plain = next((row for row in rows if row["text"] == row["image"] == 1), None)
+    if plain is None:
+        return
+    best = max(rows, key=lambda row: row["gain"])
+    more = best["gain"] - plain["gain"]
+    yield Claim(
+        "guidance makes region edits better (gain)",
+        "text 5, image 1.5",
+        f"best at text {best['text']:g}, image {best['image']:g}: {best['gain']:.3f}, without guidance "
+        f"{plain['gain']:.3f}; n = {stage['n']}",
+        HOLDS if more > CLOSE else NOT if best is plain else OPEN,
+    )
+
+
 BY_STAGE = {
     "task-embedding": of_task_embedding,
     "vision": of_vision,
@@ -221,4 +238,5 @@ BY_STAGE = {
     "inversion": of_inversion,
     "thresholding": of_thresholding,
     "baselines": of_baselines,
+    "guidance": of_guidance,
 }

@@ -160,12 +160,12 @@ def inversion(page: StudyPage, stage: Stage, _: Path) -> None:
     page.figure(Figure(tuple((curve(rows), task) for task, rows in stage.items()), ""))
     names = ("success", *MEASURES[1:2], "psnr", "line_iou", "box_iou")
     rows = [
-        [task, row["mode"], f"{row['examples']:,}", f"{row['steps']}", f"{row['cpu_seconds']:.0f}"]
+        [task, row["mode"], f"{row['examples']:,}", f"{row['steps']}", f"{row['seconds']:.0f}"]
         + [str(row["start"] or ""), *cells(row["numbers"], names)]
         for task, each in stage.items()
         for row in each
     ]
-    page.table(["task", "learned", "examples", "steps", "CPU s", "start", *names], rows)
+    page.table(["task", "learned", "examples", "steps", "seconds", "start", *names], rows)
 
 
 def curve(rows: Sequence[Stage]) -> str:

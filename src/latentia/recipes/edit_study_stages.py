@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -176,7 +175,6 @@ def inversion(study: EditStudy, bench: Bench) -> Numbers:
         rows: list[Numbers] = []
         for mode, count in plan:
             folder = folder_of(bench) / FOLDER / "inversions" / f"{task}-{mode}-{count}"
-            began = time.process_time()
             if not (folder / "numbers.json").is_file():
                 sub.go_on(sub.inversion_run(study, base, task, mode, count), folder)
             told = read_json(folder / "numbers.json")
@@ -185,7 +183,7 @@ def inversion(study: EditStudy, bench: Bench) -> Numbers:
                     "mode": mode,
                     "examples": count,
                     "steps": told["steps"],
-                    "cpu_seconds": round(time.process_time() - began, 1),
+                    "seconds": told["seconds"],
                     "start": told.get("start"),
                     "numbers": told["numbers"]["learned"],
                     "before": told["numbers"].get("start"),

@@ -116,8 +116,9 @@ class MaskedScheduler(TokenScheduler):
         """(B, N): the least confident of the masked tokens, `share` of each picture, but fewer than are masked now."""
         unknown = masked.sum(1, keepdim=True)
         count = (unknown - 1).clamp(max=share).clamp(min=1)  # 1 of 1 as well: the last round takes it
-        rank = confidence.argsort(dim=1, stable=True).argsort(1)
-        return (rank < count) & masked
+        order = confidence.argsort(dim=1, stable=True)
+        least = torch.arange(order.shape[1], device=order.device) < count  # in that order
+        return torch.zeros_like(masked).scatter(1, order, least) & masked
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Mask ⌈N·γ(1 − t/T)⌉ tokens of each picture, at least one: those whose `noise` is smallest.
