@@ -67,7 +67,7 @@ def test_every_task_is_judged_beside_copy_and_oracle(told):
 
 
 def test_pipeline_opens_and_edits(told):
-    out, found = told
+    out, _ = told
     pipe = DiffusionPipeline.from_pretrained(out / "pipeline")
     assert isinstance(pipe, EmuEditPipeline)
     assert pipe.scheduler.config.timestep_spacing == "trailing"

@@ -30,6 +30,7 @@ EDITOR = (
         "text.heads=2",
         "text.layers=1",
         "text.length=96",
+        "text.examples=20",
         "predictor.steps=2",
         "predictor.examples=40",
         "predictor.batch_size=4",
@@ -59,7 +60,6 @@ TINY = Size(
 def tiny_size():
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(SIZES, "tiny", TINY)
-        patched.setattr("latentia.recipes.edit_scenes.LEARNT_FROM", 20)
         patched.setattr("latentia.recipes.edit_scenes_words.COLLECTED", 20)
         patched.setattr(turns, "TURNS", 3)
         patched.setattr(stages, "UNSEEN", ("inpaint",))

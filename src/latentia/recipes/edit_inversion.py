@@ -60,7 +60,9 @@ class EditInversion(Recipe):
     start: str = Field(
         default="nearest", description="nearest (task with the least loss), mean of all, or a task; not for scratch"
     )
-    objective: EditTarget = Field(default=EditTarget(dropout=0.0), description="what is minimised")
+    objective: EditTarget = Field(  # nobody tells which pixels an own task edits: a mask of all would open the gate
+        default=EditTarget(dropout=0.0, gate_weight=0.0), description="what is minimised"
+    )
     optim: Optim = Field(
         default=Optim(lr=0.3, schedule="cosine", final_lr=0.05, warmup=10),
         description="of the vector, in the coordinates of `even_basis`: by what it does to the network",
@@ -308,6 +310,8 @@ def edit_inversion() -> EditInversion:
 
     Command: latentia train edit-inversion base=runs/edit/pipeline task=super_resolution examples=100 --out runs/upscale
     Cost:    about 1 CPU minute for 200 steps at 64×64; 100 examples cost what 1 does.
-    Expect:  numbers.json with the learned task beside its start, no task, and the copied input (0 by definition).
+    Expect:  on an editor of 40 CPU-seconds at 32×32 (which has hardly learned its own tasks) 100 examples raise the
+             gain on contours from 0.16 to 0.37 (an expert from scratch, as many steps: 0.68) and on inpainting from
+             0.03 to 0.13 (0.09). One seed, 48 held-out pictures. `edit-study` compares on a trained one.
     """
     return EditInversion(name="edit-inversion", steps=200, batch_size=16, channels_last=True, save_every=100)

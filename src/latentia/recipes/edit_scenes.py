@@ -1,6 +1,6 @@
 """`edit-scenes`: an editor for sixteen tasks from scratch in minutes, in a world where every answer is known.
 
-instructions ─▶ byte pairs ─▶ text encoder (words first) ─┐
+instructions ─▶ byte pairs ─▶ text encoder, learnt first ─┐
 pictures, noise, task vectors ────────────────────────────┴─▶ UNet with a copy gate ─▶ judged, task by task
 """
 
@@ -36,7 +36,7 @@ TASKS = (
 
 
 class EditScenes(Recipe):
-    """Three phases: `words`, the text encoder alone; `editor`, the network with it; `predictor`, which tells tasks."""
+    """Three phases: `words`, the text encoder alone; `editor`, the network that reads it; `predictor` of tasks."""
 
     next_command: ClassVar[str] = 'latentia edit PICTURE "remove the red square" --pipeline {pipeline} --out edited.png'
 
@@ -134,7 +134,7 @@ class EditScenes(Recipe):
         )
 
     def editor_phase(self, bench: Bench) -> Phase:
-        """Train the network and, further, the text encoder."""
+        """Train the network; the text encoder too where `text.further` says so."""
         from latentia.conditioners.prompts import token_ids
         from latentia.methods.emu_edit.datasets import SceneRows
         from latentia.methods.emu_edit.objective import EmuEditObjective
@@ -159,6 +159,7 @@ class EditScenes(Recipe):
                 scheduler,
                 bench.module("text_encoder"),
                 token_ids(tokenizer, "")[0, 0],
+                train_text_encoder=self.text.further,
                 tell_task=self.task_embedding != "none",
                 **self.objective.model_dump(),
             ),
@@ -248,7 +249,11 @@ class EditScenes(Recipe):
         read = words.steps * words.batch_size
         return [
             Work("words", "text encoder", words.build, tokens, read, words.batch_size, words.batch_size),
-            Work("editor", "text encoder", words.build, tokens, seen, self.batch_size, micro, averaged=average),
+            Work(
+                *("editor", "text encoder", words.build, tokens, seen, self.batch_size, micro),
+                trained=words.further,
+                averaged=average and words.further,
+            ),
             Work("editor", "model", editor, noisy, seen, self.batch_size, micro, averaged=average),
         ]
 
@@ -263,10 +268,10 @@ def edit_scenes() -> EditScenes:
     return EditScenes(
         name="edit-scenes",
         image_size=64,
-        steps=6600,
+        steps=6800,
         batch_size=16,
         noise=Noise(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="sample"),
-        optim=Optim(lr=3e-3, schedule="cosine", warmup=100, betas=(0.9, 0.99), weight_decay=0.01),
+        optim=Optim(lr=2.5e-3, schedule="cosine", warmup=100, betas=(0.9, 0.99), weight_decay=0.01),
         ema=Average(decay=0.999, warmup=True, power=0.75),
         precision="bf16",
         save_every=500,

@@ -29,10 +29,13 @@ class Instructions(TextEncoder):
     length: Annotated[int, Field(ge=8)] = Field(default=36, description="tokens of an instruction, both ends included")
     width: PositiveInt = Field(default=96, description="width of a token's vector")
     examples: PositiveInt = Field(default=8000, description="instructions that the byte pairs are learnt from")
-    steps: PositiveInt = Field(default=1500, description="optimizer steps of the phase `words`")
+    further: bool = Field(
+        default=False, description="train the text encoder on with the editor, at whose learning rate it forgets"
+    )
+    steps: PositiveInt = Field(default=2500, description="optimizer steps of the phase `words`")
     batch_size: PositiveInt = Field(default=32, description="instructions in one of its steps")
     optim: Optim = Field(
-        default=Optim(lr=1e-3, schedule="linear", warmup=50, betas=(0.9, 0.99), weight_decay=0.01),
+        default=Optim(lr=1.5e-3, schedule="linear", warmup=50, betas=(0.9, 0.99), weight_decay=0.01),
         description="its optimizer",
     )
 

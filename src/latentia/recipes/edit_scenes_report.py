@@ -111,9 +111,9 @@ def numbers(page: Report, story: Story) -> None:
     page.section(
         "Task by task",
         "Success: the edit reads as what was ordered (nearest of all answers that might have been, by squared error), "
-        "at most a quarter of the squared error of copying is left, and outside the edit there is at least 20 dB. Gain: "
-        "1 − squared error over that of copying the input, in the region of the edit. Copying has success 0 and gain 0 "
-        "everywhere, the exact oracle 1 and 1. "
+        "at most a quarter of the squared error of copying is left, and outside the edit there is at least 20 dB. "
+        "Gain: 1 − squared error over that of copying the input, in the region of the edit. Copying has success 0 and "
+        "gain 0 everywhere, the exact oracle 1 and 1. "
         + (f"Not better than a copy: {', '.join(beaten)}." if beaten else "Better than a copy in every task.")
         + f" Tasks were told from the words rightly in {story.told:.1%} of the rows."
         * (story.recipe.task_embedding == "predicted"),

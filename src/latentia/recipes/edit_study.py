@@ -82,12 +82,15 @@ class Size:
 VISION = ("detect", "segment", "color")
 SIZES: dict[str, Size] = {
     "quick": Size(
-        steps=500,
-        main_steps=800,
-        settings=("image_size=32", "text.steps=100", "predictor.steps=200", "predictor.examples=2000"),
+        steps=600,
+        main_steps=900,
+        settings=(
+            *("image_size=32", "text.steps=100", "text.examples=3000"),
+            *("predictor.steps=200", "predictor.examples=2000"),
+        ),
         tasks=("local", "texture", "remove", "background", "style", "segment"),
         fewer=(("remove", "background"), ("local", "segment")),
-        judged=32,
+        judged=48,
         sampling_steps=4,
         counts=SPREAD,
         inversion_steps=100,

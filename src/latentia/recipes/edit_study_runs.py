@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,9 @@ class BareEditor(EditScenes):
         from latentia.methods.emu_edit.predictor_training import judged
 
         use_average(results["editor"])
+        for name in ("model", "text_encoder", "predictor"):
+            if name in bench.parts:
+                bench.parts[name].cpu().requires_grad_(False).eval()
         predictor = bench.parts.get("predictor")
         if predictor is not None:
             judged(predictor, self.tasks, 500, self.seed)  # calibrates it
@@ -161,8 +165,9 @@ def main_folder(study: EditStudy, out: Path) -> Path:
 
 
 def go_on(recipe: Recipe, folder: Path) -> None:
-    """Run the recipe in `folder`, from where it was stopped."""
+    """Run the recipe in `folder`, from where it was stopped; a finished run keeps no checkpoints."""
     run_recipe(recipe, folder, resume=(folder / "recipe.json").is_file(), progress=False)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # dozens of runs would fill a disk
 
 
 def pipeline_folder(path: Path) -> Path:

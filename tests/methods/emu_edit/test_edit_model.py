@@ -1,12 +1,12 @@
-"""EmuEditModel: starts as what it was made from, hears source, text and task, and leaves alone what it does not edit."""
+"""EmuEditModel: starts as what it was made from, hears source, text and task, and leaves the rest alone."""
 
 import pytest
 import torch
-from tiny_editor import UNET
 
 from latentia import EmuEditModel, UNet2DConditionModel
 from latentia.errors import ConfigError, InputError
 from latentia.methods.emu_edit.model import GATE_MARGIN, waves
+from tiny_editor import UNET
 
 WIDTH = UNET["cross_attention_dim"]
 

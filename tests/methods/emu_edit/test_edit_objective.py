@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny_editor import UNET
 
 from latentia import DDPMScheduler, EmuEditModel, LDMBertModel
 from latentia.errors import InputError
 from latentia.methods.emu_edit.objective import MOST, EmuEditObjective, fast_attention
+from tiny_editor import UNET
 
 LENGTH, WIDTH = 6, UNET["cross_attention_dim"]
 
@@ -66,7 +66,9 @@ def test_error_of_the_first_step_is_that_of_half_the_source():
     found = objective(dropout=0.0)
     given = batch()
     loss = found(given)
-    assert float(loss.total.detach()) == pytest.approx(float((given["source"] / 2 - given["x"]).square().mean()), rel=1e-5)
+    assert float(loss.total.detach()) == pytest.approx(
+        float((given["source"] / 2 - given["x"]).square().mean()), rel=1e-5
+    )
     assert set(loss.parts) == {"error"}
 
 

@@ -147,7 +147,8 @@ class EmuEditModel(ModelMixin):
         self.tasks = nn.Embedding(num_tasks, width)
         self.to_time = nn.Linear(width, self.unet.emb_channels, bias=False)
         self.to_tokens = nn.Linear(width, max(1, task_tokens) * self.unet.context_channels, bias=False)
-        self.pooled = nn.Linear(self.unet.context_channels, self.unet.emb_channels) if pooled_text else None
+        text, emb = self.unet.context_channels, self.unet.emb_channels
+        self.pooled = nn.Sequential(nn.LayerNorm(text), nn.Linear(text, emb)) if pooled_text else None
         self.gain = nn.Linear(self.unet.time_proj.dim, 1) if noise_gain else None
         if self.gain is not None:
             zero_(self.gain)
