@@ -142,6 +142,9 @@ def test_examples_of_ones_own_that_will_not_do(base, tmp_path):
         run(base, tmp_path / "c", "task=mine", f"data={pairs(tmp_path / 'half', conditioning_image=True)}")
     said = run(base, tmp_path / "d", "task=mine", f"data={tmp_path / 'silent'}", "instruction=turn it")
     assert TaskEmbedding.load(said / "mine.safetensors").instruction == "turn it"
+    long = "turn " * 30
+    with pytest.raises(InputError, match="too long for"):
+        run(base, tmp_path / "e", "task=mine", f"data={tmp_path / 'silent'}", f"instruction={long}")
     with pytest.raises(InputError, match="letters, digits"):
         override(edit_inversion(), ["data=somewhere", "task=../mine"])
 

@@ -169,6 +169,9 @@ def test_an_editor_is_really_trained(tmp_path):
     pipe = sub.open_editor(folder)
     assert tuple(pipe.task_predictor.tasks) == TASKS
     assert load_recipe(folder).steps == 2
+    study = tiny("stages=experts")  # another editor reads in the same pieces
+    alone = sub.open_editor(sub.train_editor(study, "expert-remove", tmp_path))
+    assert alone.tokenizer("make it neon")["input_ids"] == pipe.tokenizer("make it neon")["input_ids"]
     before = (folder / "pipeline/model_index.json").stat().st_mtime_ns
     assert sub.train_editor(study, "told-0", tmp_path) == folder
     assert (folder / "pipeline/model_index.json").stat().st_mtime_ns == before

@@ -150,6 +150,19 @@ class EditInversion(Recipe):
             rows = LatentRows(rows, pipe)
         return TensorDataset(rows.batch(range(count))) if count <= HELD else rows
 
+    def check_texts(self, pipe: EmuEditPipeline) -> None:
+        """Raise `InputError` for instructions that the editor cannot read whole, before anything is learned."""
+        from latentia.conditioners.prompts import count_windows
+
+        sets = [self.rows(pipe, "train", min(self.examples, READ)), self.rows(pipe, "test", self.judged)]
+        texts = [rows.row(i).instruction for rows in sets for i in range(len(rows))]
+        long = [text for text, windows in zip(texts, count_windows(pipe.tokenizer, texts)) if windows > 1]
+        if long:
+            raise InputError(
+                f"{len(long)} of {len(texts)} instructions are too long for {self.base}, such as {long[0]!r}: it reads "
+                f"{pipe.tokenizer.model_max_length} tokens"
+            )
+
     def rows(self, pipe: EmuEditPipeline, split: str, count: int, **given: Any) -> EditRows:
         """Rows of the task, of the world or of one's own; those of one's own are the same in every split."""
         from latentia.methods.emu_edit.inversion import UnseenRows
@@ -174,6 +187,7 @@ class EditInversion(Recipe):
         )
 
         pipe, told = self.open_base().to(bench.device), self.objective.model_dump()
+        self.check_texts(pipe)
         if self.mode == "scratch":
             # The text encoder stays, trained along: the article's experts have pretrained ones too.
             model = self.fresh_model(pipe).to(bench.device)
@@ -297,6 +311,8 @@ def with_vector(model: EmuEditModel) -> nn.Module:
     return Told()
 
 
+READ = 500
+"""Examples whose instructions are checked, at most; the world's are all alike."""
 HELD = 2000
 """At most so many examples are held in memory."""
 TOKENS = 32

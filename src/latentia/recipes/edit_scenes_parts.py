@@ -58,6 +58,7 @@ class Editor(Value):
     pooled_text: bool = Field(default=True, description="the sentence as a vector goes to every residual block")
     noise_gain: bool = Field(default=True, description="x_t is weighed by a learned number that starts at zero")
     copy_gate: bool = Field(default=True, description="say where to edit, and leave the rest as it is")
+    colour_matrix: bool = Field(default=False, description="say edits as changes of tone and a shift")
 
     def build(self, size: int, num_tasks: int, text: Instructions) -> EmuEditModel:
         """The network for pictures of (3, size, size)."""
@@ -92,6 +93,7 @@ class Editor(Value):
             pooled_text=self.pooled_text,
             noise_gain=self.noise_gain,
             copy_gate=self.copy_gate,
+            colour_matrix=self.colour_matrix,
         )
         attend_sharply_(model.unet, text.length)
         return model

@@ -210,10 +210,11 @@ def baselines(page: StudyPage, stage: Stage, _: Path) -> None:
     page.section(
         "Baselines",
         "InstructPix2Pix-style: no task embedding, editing tasks only, as long a training. SDEdit: the same editor "
-        "without the picture, which it only gets noised; for each task at its best strength.",
+        "without the picture, which it only gets noised; for each task at the strength of greatest gain. Gain sees "
+        "the edit alone, PSNR (dB, against the target) the whole picture.",
     )
     tasks = list(stage["editors"][names[0]])
-    for measure in ("success", "gain"):
+    for measure in ("success", "gain", "psnr"):
         rows = [[task, *(f"{stage['editors'][name][task][measure]:.3f}" for name in names)] for task in tasks]
         page.table([measure, *names], rows)
 

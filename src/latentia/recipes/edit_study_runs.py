@@ -26,6 +26,10 @@ RUNS = "editors"
 class BareEditor(EditScenes):
     """Saves its pipeline and leaves the judging to the study."""
 
+    def tokenizer(self) -> Any:
+        """Byte pairs of all tasks' instructions, whatever it learns: compared editors read in the same pieces."""
+        return EditScenes.tokenizer(self.model_copy(update={"tasks": TASKS}))
+
     def finish(self, bench: Bench, results: Mapping[str, PhaseResult], out: Path) -> None:
         """`out`/pipeline, under guidance scales of 1."""
         from latentia.methods.emu_edit.predictor_training import judged
