@@ -14,16 +14,15 @@ pytestmark = pytest.mark.slow
 def test_flowmo_learns_digits_and_its_sampler_helps(tmp_path):
     recipe = override(
         flowmo_digits(),
-        ["steps=1000", "post.steps=0", "perceptual.kind=none", "target.anneal_steps=0", "sampling.steps=25",
-         "preview_every=0", "ema.decay=0.998"],
+        ["steps=1000", "post.steps=0", "perceptual.kind=none", "preview_every=0", "ema.decay=0.998"],
     )  # fmt: skip
     run_recipe(recipe, tmp_path / "run", progress=False)
     numbers = json.loads((tmp_path / "run/numbers.json").read_text())["stages"]["pretraining"]
     psnr = {name: row["psnr"] for name, row in numbers.items() if name != "usage"}
     frechet = {name: row["frechet"]["frechet_digits"] for name, row in numbers.items() if name != "usage"}
     assert numbers["usage"]["used"] >= 200  # of 256
-    assert psnr["10 steps"] > 20
-    assert psnr["25 steps"] > psnr["linear"]
-    assert frechet["25 steps"] < frechet["linear"]
-    assert psnr["25 steps"] > psnr["no guidance"]
+    assert psnr["10 steps"] > 25.5
+    assert frechet["10 steps"] < 1.5
+    assert frechet["10 steps"] < frechet["linear"]
+    assert psnr["10 steps"] > psnr["no guidance"]
     assert psnr["1 steps"] > psnr["25 steps"]  # the mean of p(x | c) has less error than a sample

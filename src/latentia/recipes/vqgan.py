@@ -94,15 +94,17 @@ def vqgan_photos() -> VQGAN:
     """VQGAN on 32×32 tiles of real photographs: 64 tokens of 9 bits, 0.5625 bits per pixel.
 
     Command: latentia train vqgan-photos --out runs/vqgan-photos
-    Cost:    about 9 CPU minutes (an estimate).
-    Expect:  not measured; wanted is a frechet_photo_features at least 25 % below that of vqvae-photos.
+    Cost:    about 9 CPU minutes.
+    Expect:  on the report photographs, seed 0: 27.8 dB, SSIM 0.737, frechet_photo_features 2.24, where `vqvae-photos`
+             has 28.7 dB, 0.754 and 2.75 (19 % better; after a third of the steps 29 %).
 
     The codec is that of `vqvae-photos`, network, bits and steps alike; added are a perceptual distance on a network
     that learns for a minute to name damages of the same tiles, and a patch discriminator. It joins a codec that has
     learned: it learns alone for 100 steps, then its pull grows over 300.
 
     The published batch norm and weight 0.8 break reconstructions in runs this short (error × 3 when the discriminator
-    joins, on digits); group norm and 0.2 do not.
+    joins, on digits); group norm and 0.2 do not. With weight 0.8 and half the perceptual weight the distance is 2.48,
+    with absolute in place of squared error 2.40.
     """
     return like(
         vqvae_photos(),
@@ -126,9 +128,9 @@ def vqgan_digits() -> VQGAN:
     """VQGAN on handwritten digits at 16×16: 16 tokens of 8 bits, 128 bits a picture.
 
     Command: latentia train vqgan-digits --out runs/vqgan-digits
-    Cost:    about 5 CPU minutes (an estimate).
-    Expect:  not measured at these sizes; in 450 steps of a smaller network 27.8 dB and a frechet_digits of 0.62, where
-             a VQ-VAE had 26.9 dB and 0.72 (one seed).
+    Cost:    about 5 CPU minutes.
+    Expect:  on the 540 test digits, seed 0: 32.9 dB, SSIM 0.961, frechet_digits 0.10 and accuracy 0.989, where
+             `vqvae-digits` has 32.7 dB, 0.966, 0.21 and 0.981.
     """
     return like(
         vqvae_digits(),
