@@ -27,7 +27,8 @@ SEED_COLUMNS = ["networks", "n", "mean, %", "best, %", "train-selected, %", "max
 def tell(recipe: SeedDiffusion, bench: Bench, results: Mapping[str, PhaseResult], out: Path) -> SeedSummary:
     """Do the runs that are missing; write report.html and report.json into `out`."""
     summary = judge_runs(recipe, recipe.plain_recipe(), bench, out / RUNS)
-    record = {"recipe": recipe.model_dump(mode="json"), "training": trained(results), "summary": summary.model_dump(mode="json")}
+    record = {"recipe": recipe.model_dump(mode="json"), "training": trained(results)}
+    record["summary"] = summary.model_dump(mode="json")
     write_text_atomic(out / "report.json", json.dumps(record, indent=1) + "\n")
     page = StudyPage("Whole networks from independent seeds", lead(summary))
     page.section(

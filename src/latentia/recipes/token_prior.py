@@ -277,7 +277,7 @@ def check_tokens(codec: Any, folder: str) -> Any:
 
     if not isinstance(codec, TokenCodec):
         raise InputError(
-            f"codec={folder} holds {type(codec).__name__}, which has no tokens: give the folder of a VQModel or a FlowMo"
+            f"codec={folder} holds {type(codec).__name__}, which has no tokens: give a folder of a VQModel or FlowMo"
         )
     return codec
 

@@ -47,7 +47,7 @@ def tell_training(
     phases: Mapping[str, Mapping[str, float]] | None = None,
     *paragraphs: str,
 ) -> None:
-    """A chart for each phase in `parts`, of the loss parts named there, and a table of `phases` as `trained` gives them.
+    """A chart for each phase in `parts`, of the loss parts named there, and a table of `phases` as `trained` makes it.
 
     Phases of `parts` that `phases` has not are left out.
     """

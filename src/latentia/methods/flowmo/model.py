@@ -64,9 +64,7 @@ class DiffusionAutoencoder(ModelMixin):
         if c.image_size % c.patch_size:
             raise ConfigError(f"image_size {c.image_size} is not a multiple of patch_size {c.patch_size}")
         if c.anchored and c.code_layout != "grid":
-            raise ConfigError(
-                f"anchored codes stand on the patches: code_layout must be grid, not {c.code_layout!r}"
-            )
+            raise ConfigError(f"anchored codes stand on the patches: code_layout must be grid, not {c.code_layout!r}")
         check_choice("prediction_type", c.prediction_type, PREDICTIONS)
         check_number("mlp_ratio", c.mlp_ratio, low=0, open_low=True)
         self.default_sampler()
