@@ -261,13 +261,13 @@ class EditScenes(Recipe):
 def edit_scenes() -> EditScenes:
     """Emu Edit in miniature: one editor for sixteen tasks, trained from scratch at 64×64 and judged exactly.
 
-    Its edits are decided in one step of the sampler: more steps frame found things better (box IoU 0.68 with twenty) and
-    blur the rest, as nine tenths of the training are at pure noise.
+    Its edits are decided in one step of the sampler: more steps frame found things better (box IoU 0.68 with twenty)
+    and blur the rest, as nine tenths of the training are at pure noise.
 
     Command: latentia train edit-scenes --out runs/edit
     Cost:    about 1,200 CPU-seconds: 20 minutes on one core.
-    Expect:  on held-out phrasings, pairs of shape and colour, and backgrounds (one seed, 64 rows a task): mask IoU 0.70,
-             box IoU 0.55, region tasks success 0.22 and 30.9 dB outside the edit, all sixteen tasks success 0.30 and
+    Expect:  on held-out phrasings, pairs of shape and colour, and backgrounds (one seed, 64 rows a task): mask IoU
+             0.70, box IoU 0.55, region tasks success 0.22 and 30.9 dB outside the edit, all sixteen tasks success 0.30 and
              gain 0.69; copying the input has success and gain 0 everywhere. Tasks told from the words in 0.999.
     """
     return EditScenes(

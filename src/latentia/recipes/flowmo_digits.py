@@ -36,8 +36,8 @@ def flowmo_digits() -> FlowMoRecipe:
              of times 0.16 and 0.15: trained so briefly, the shifted grid does not pay; guidance does (0.26 without).
 
     Differs from the article where its choices are made for long training. Each code token starts from the patch that it
-    stands on (`anchored`) and is one of 256 learned codes (`vq_ema`): 26 dB after half a CPU minute, where free tokens of
-    sign bits had 20 to 21 after a minute. The decoder says x̂₀ (not v), and errors weigh 1/max(t, 0.1).
+    stands on (`anchored`) and is one of 256 learned codes (`vq_ema`): 26 dB after half a CPU minute, where free tokens
+    of sign bits had 20 to 21 after a whole one. The decoder says x̂₀ (not v), and errors weigh 1/max(t, 0.1).
     """
     features = Perceptual(kind="photo_features", weight=0.1)
     return FlowMoRecipe(
