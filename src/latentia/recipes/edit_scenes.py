@@ -267,7 +267,7 @@ def edit_scenes() -> EditScenes:
     Command: latentia train edit-scenes --out runs/edit
     Cost:    about 1,200 CPU-seconds: 20 minutes on one core.
     Expect:  on held-out phrasings, pairs of shape and colour, and backgrounds (one seed, 64 rows a task): mask IoU
-             0.70, box IoU 0.55, region tasks success 0.22 and 30.9 dB outside the edit, all sixteen tasks success 0.30 and
+             0.70, box IoU 0.55, region tasks success 0.22 and 30.9 dB outside the edit, all sixteen success 0.30 and
              gain 0.69; copying the input has success and gain 0 everywhere. Tasks told from the words in 0.999.
     """
     return EditScenes(

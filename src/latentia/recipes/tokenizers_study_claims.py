@@ -13,8 +13,8 @@ Stages = Mapping[str, Any]
 RULER = {"digits": "frechet_digits", "photos": "frechet_photo_features"}
 GOAL_PSNR, GOAL_GAIN, GOAL_ACCURACY, GOAL_SPEED = 27.5, 0.25, 0.95, 5.0
 BOTH = LABELS["flowmo"]
-KINDS = {"FSQ": "fixed", "LFQ": "signs", FIRST_STAGE: "signs", BOTH: "signs"}
-"""Codec → how its codes come about, for advice."""
+KINDS = {"FSQ": "fixed", "LFQ": "signs"}
+"""Codec → how its codes come about, for advice; all others follow moving averages."""
 
 
 @dataclass(frozen=True, slots=True)
