@@ -11,7 +11,9 @@ def flowmo_photos() -> FlowMoRecipe:
 
     Command: latentia train flowmo-photos --out runs/flowmo-photos
     Cost:    about 1 CPU hour; the bits are those of `vqvae-photos` and `vqgan-photos`.
-    Expect:  see numbers.json for what a run reached.
+    Expect:  the whole run is not measured. After 300 steps and 12 of stage 1B (95 CPU-seconds, report photographs, seed
+             0): 22.3 dB and frechet_photo_features 3.2, where `vqvae-photos` and `vqgan-photos` had 26.8 and 24.7 dB,
+             3.8 and 4.3 after as long.
 
     The design is that of `flowmo-digits`. Tiles of the training photographs, in full and half size and mirrored; judged
     on other photographs.
