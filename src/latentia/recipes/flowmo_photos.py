@@ -11,9 +11,9 @@ def flowmo_photos() -> FlowMoRecipe:
 
     Command: latentia train flowmo-photos --out runs/flowmo-photos
     Cost:    about 1 CPU hour; the bits are those of `vqvae-photos` and `vqgan-photos`.
-    Expect:  the whole run is not measured. With steps=2000 post.steps=60 (about 10 CPU minutes, report photographs, seed
-             0), 10 steps on a linear grid (sampling.rho=1): 26.9 dB and frechet_photo_features 1.93, on the shifted
-             grid 26.4 dB and 2.89; `vqvae-photos` has 28.7 dB and 2.75, `vqgan-photos` 27.8 dB and 2.24.
+    Expect:  the whole run is not measured. With steps=2000 post.steps=60 (10 CPU minutes, report photographs, seed 0),
+             10 steps on a linear grid (sampling.rho=1): 26.9 dB and frechet_photo_features 1.93, on the shifted grid
+             26.4 dB and 2.89; `vqvae-photos` has 28.7 dB and 2.75, `vqgan-photos` 27.8 dB and 2.24.
 
     The design is that of `flowmo-digits`. Tiles of the training photographs, in full and half size and mirrored; judged
     on other photographs.
