@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +15,7 @@ from latentia.errors import InputError
 from latentia.methods.emu_edit.benchmarks.benchmark import Benchmark, Case, Editor
 from latentia.methods.emu_edit.benchmarks.results import BASELINES, FolderOfResults, TableOfResults, oracle
 from latentia.methods.emu_edit.benchmarks.tables import open_tables
+from latentia.recipes.editing import unsure_quietly
 from latentia.recipes.sampling import padded
 from latentia.recipes.sources import resolve_device
 
@@ -77,7 +76,7 @@ class PipelineEditor:
         numbers = [self.numbers[case.key] for case in cases]
         if self.is_emu_edit:
             tasks = [self._task(case) for case in cases] if self.tell_task else None
-            with _without_warnings():
+            with unsure_quietly():
                 made = self.pipe(pictures, instructions, tasks, seed=self.seed, sample_indices=numbers, **self.options)
             self.unsure += sum(guess is not None and not guess.sure for guess in made.guesses)
             self.tasks |= {case.key: task for case, task in zip(cases, made.tasks, strict=True)}
@@ -100,15 +99,3 @@ class PipelineEditor:
         right = sum(own == predicted for own, predicted in known) / len(known)
         unsure = f", and was not sure of {self.unsure}" if self.unsure else ""
         return f"the pipeline took {right:.1%} of {len(known)} instructions for the benchmark's task{unsure}"
-
-
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """A pipeline says of every edit whose task it is not sure of; here they are counted."""
-    logger = logging.getLogger("latentia.methods.emu_edit.pipeline")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from latentia.methods.emu_edit.tasks.judging import BASELINES, judge
 from latentia.methods.emu_edit.tasks.registry import TASKS
 from latentia.methods.emu_edit.tasks.scoring import measures
 from latentia.methods.emu_edit.tasks.unseen import UNSEEN_TASKS
+from latentia.recipes.editing import unsure_quietly
 from latentia.recipes.report import Report
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def edited(
     made: list[np.ndarray] = []
     for start in range(0, len(rows), MOST):
         some = rows[start : start + MOST]
-        with _quietly():
+        with unsure_quietly():
             out: Any = pipe(
                 [Image.fromarray(row.image) for row in some],
                 [row.instruction for row in some],
@@ -54,18 +53,6 @@ def edited(
             )
         made += [np.asarray(picture) for picture in out.images]
     return made
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """A pipeline warns of every task that it is not sure of; in judging, numbers tell."""
-    logger = logging.getLogger("latentia.methods.emu_edit.pipeline")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def scored(rows: Sequence[Row], pictures: Iterable[np.ndarray]) -> dict[str, Numbers]:

@@ -38,7 +38,9 @@ TASKS = (
 class EditScenes(Recipe):
     """Three phases: `words`, the text encoder alone; `editor`, the network that reads it; `predictor` of tasks."""
 
-    next_command: ClassVar[str] = 'latentia edit PICTURE "remove the red square" --pipeline {pipeline} --out edited.png'
+    next_command: ClassVar[str] = (
+        'latentia edit PICTURE "remove the red square" --steps 1 --pipeline {pipeline} --out edited.png'
+    )
 
     image_size: Annotated[int, Field(ge=16)] = Field(description="pixels a side")
     tasks: tuple[str, ...] = Field(default=TASKS, description="tasks that are trained and judged")

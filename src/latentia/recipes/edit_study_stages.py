@@ -19,7 +19,6 @@ from latentia.methods.emu_edit.thresholding import Thresholding
 from latentia.recipes import edit_study_runs as sub
 from latentia.recipes import edit_study_turns as turns
 from latentia.recipes.edit_inversion_judging import edited, scored
-from latentia.recipes.edit_scenes import TASKS
 from latentia.recipes.edit_study import UNSEEN
 from latentia.recipes.edit_study_baselines import sdedit
 from latentia.recipes.study import FOLDER
@@ -269,5 +268,3 @@ FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "baselines": baselines,
     "guidance": guidance,
 }
-
-__all__ = ["FUNCTIONS", "TASKS"]

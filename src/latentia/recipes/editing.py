@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,3 +134,15 @@ def told(turn: Turn, number: int) -> str:
     how = "as given" if turn.probability is None else f"probability {turn.probability:.2f}"
     asked = turn.instruction.strip() or "its own instruction"
     return f"{number}. {asked}: {turn.task} ({how}), {turn.changed:.1%} of the pixels changed"
+
+
+@contextmanager
+def unsure_quietly() -> Iterator[None]:
+    """Inside, no warning of a task that the pipeline is not sure of: where many are judged, numbers tell."""
+    logger = logging.getLogger("latentia.methods.emu_edit.pipeline")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
