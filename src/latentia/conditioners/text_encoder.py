@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from latentia.core.config import FrozenConfig
 from latentia.core.model import ModelMixin
 from latentia.core.outputs import Output
 from latentia.errors import ArtifactError, InputError
 from latentia.nn.checkpointing import GradientCheckpointing
+from latentia.nn.dot_product_attention import dot_product_attention
 
 
 @dataclass(slots=True)
@@ -109,14 +109,8 @@ class TokenAttention(nn.Module):
         q = self.q_proj(x).view(split).transpose(1, 2)  # (B, heads, L, d)
         k = self.k_proj(x).view(split).transpose(1, 2)
         v = self.v_proj(x).view(split).transpose(1, 2)
-        h = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            visible,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=self.causal and visible is None,
-        )
+        dropout = self.dropout if self.training else 0.0
+        h = dot_product_attention(q, k, v, visible, dropout, self.causal and visible is None)
         out: torch.Tensor = self.out_proj(h.transpose(1, 2).flatten(2))
         return out
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from latentia.core.execution import SliceableAttention
 from latentia.errors import ConfigError
+from latentia.nn.dot_product_attention import dot_product_attention
 from latentia.nn.norms import group_norm
 
 
@@ -70,7 +70,7 @@ def attend(
     q (B, heads, N, d), k and v (B, heads, keys, d), bias (B or 1, 1, 1, keys) → (B, heads, N, d).
     """
     if slice_size is None:
-        return F.scaled_dot_product_attention(q, k, v, bias)
+        return dot_product_attention(q, k, v, bias)
     batch, heads, length, _ = q.shape
     # Stored as (B, N, heads, d), which is how the layer behind the attention reads it.
     out = q.new_empty(batch, length, heads, v.shape[-1]).transpose(1, 2)
@@ -79,7 +79,7 @@ def attend(
         added = bias if bias is None or len(bias) == 1 else bias[row]
         for first in range(0, heads, slice_size):
             some = slice(first, first + slice_size)
-            out[row, some] = F.scaled_dot_product_attention(q[row, some], k[row, some], v[row, some], added)
+            out[row, some] = dot_product_attention(q[row, some], k[row, some], v[row, some], added)
     return out
 
 

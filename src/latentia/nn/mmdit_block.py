@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from latentia.nn.dot_product_attention import dot_product_attention
 from latentia.nn.rope import rotate
 
 Modulations = tuple[torch.Tensor, ...]
@@ -131,7 +132,7 @@ class MMDiTBlock(nn.Module):
             q = torch.cat((code_q, image_q), 2)
         assert q is not None  # at most one stream ends
         q, k = rotate(q, asked).to(v.dtype), rotate(k, table).to(v.dtype)
-        found = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        found = dot_product_attention(q, k, v, scale=self.scale)
         found = found.transpose(1, 2).flatten(2)  # (B, S + N, D), or only what was asked for
         if code_q is not None:
             code = self.code.carry_on(code, found[:, :length], code_mod)

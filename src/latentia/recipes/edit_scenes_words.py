@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from latentia.core.protocols import Batch
 from latentia.methods.emu_edit.datasets import SceneRows
-from latentia.methods.emu_edit.objective import fast_attention
 from latentia.methods.emu_edit.rows import Row
 from latentia.methods.emu_edit.world.references import Reference
 from latentia.methods.emu_edit.world.vocabulary import PLACES
@@ -114,8 +113,7 @@ class FactsObjective(Objective):
     def forward(self, batch: Batch, turn: str = "main", step: int = 0) -> Loss:
         """See the class."""
         said, ids = take(batch, "facts"), take(batch, "input_ids")
-        with fast_attention(ids.device):
-            states = self.text_encoder(ids).last_hidden_state
+        states = self.text_encoder(ids).last_hidden_state
         logits = self.head(states.amax(1)).float()
         total = F.binary_cross_entropy_with_logits(logits, said, reduction="sum") / len(said)
         found = ((logits.detach() > 0) * said).sum() / said.sum().clamp(min=1)

@@ -55,8 +55,12 @@ class Sizes(Value):
     encoder: Tower = Field(default=Tower(width=768, depth=8), description="the encoder")
     decoder: Tower = Field(default=Tower(width=1152, depth=16), description="the decoder")
     mlp_ratio: PositiveFloat = Field(default=4.0, description="hidden width of an MLP over the width")
-    prediction: Literal["flow_prediction", "sample"] = Field(
-        default="flow_prediction", description="the decoder says v, or the clean picture"
+    prediction: Literal["flow_prediction", "sample", "preconditioned"] = Field(
+        default="flow_prediction",
+        description="the decoder says v, the clean picture, or what leads from one to the other",
+    )
+    sigma_data: PositiveFloat = Field(
+        default=0.5, description="preconditioned: root mean square of the pictures' values"
     )
     code_layout: Literal["diagonal", "grid"] = Field(
         default="diagonal", description="positions of code tokens; grid shares the patches' picture"
@@ -83,6 +87,7 @@ class Sizes(Value):
             "code_dim": self.code_dim,
             "mlp_ratio": self.mlp_ratio,
             "prediction_type": self.prediction,
+            "sigma_data": self.sigma_data,
             "code_layout": self.code_layout,
             "anchored": self.anchored,
             "num_inference_steps": sampling.steps,

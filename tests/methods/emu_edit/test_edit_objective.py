@@ -5,7 +5,7 @@ import torch
 
 from latentia import DDPMScheduler, EmuEditModel, LDMBertModel
 from latentia.errors import InputError
-from latentia.methods.emu_edit.objective import MOST, EmuEditObjective, fast_attention
+from latentia.methods.emu_edit.objective import MOST, EmuEditObjective
 from tiny_editor import UNET
 
 LENGTH, WIDTH = 6, UNET["cross_attention_dim"]
@@ -134,15 +134,6 @@ def test_text_encoder_trains_along_or_is_frozen():
     assert set(frozen.modules_by_name) == {"denoiser"}
     assert not frozen.train().text_encoder.training
     assert along.settings()["dropout"] == 0.05
-
-
-def test_attention_is_plain_only_under_autocast_on_cpus():
-    import contextlib
-
-    assert isinstance(fast_attention(torch.device("cpu")), contextlib.nullcontext)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not isinstance(fast_attention(torch.device("cpu")), contextlib.nullcontext)
-        assert torch.isfinite(objective()(batch()).total)
 
 
 def test_bad_settings_are_explained():

@@ -4,7 +4,7 @@ import torch
 from latentia.methods.flowmo.likelihood import bits_per_dimension, log_likelihood
 
 
-@pytest.mark.parametrize("prediction", ["flow_prediction", "sample"])
+@pytest.mark.parametrize("prediction", ["flow_prediction", "sample", "preconditioned"])
 def test_a_codec_says_how_likely_a_picture_is(tiny, prediction):
     """Estimates agree with the exact divergence."""
     model = tiny(prediction_type=prediction).eval()

@@ -70,7 +70,7 @@ def test_flag_and_dropped_code(tiny):
     assert torch.equal(told[2, :, :6], values[2].T)
 
 
-@pytest.mark.parametrize("prediction", ["flow_prediction", "sample"])
+@pytest.mark.parametrize("prediction", ["flow_prediction", "sample", "preconditioned"])
 @torch.no_grad()
 def test_velocity_and_estimate_lie_on_one_line(tiny, prediction):
     model = tiny(prediction_type=prediction)
@@ -78,8 +78,30 @@ def test_velocity_and_estimate_lie_on_one_line(tiny, prediction):
     code = model.flagged(torch.randn(3, 6, 4))
     v, x0 = model.estimate(x_t, t, code)
     torch.testing.assert_close(x_t - t[:, None, None, None] * v, x0)
-    said = model.unpatchify(model.decoder(model.patchify(x_t), code, *model.positions(x_t.device), t))
-    assert torch.equal(said, v if prediction == "flow_prediction" else x0)
+    if prediction != "preconditioned":
+        said = model.unpatchify(model.decoder(model.patchify(x_t), code, *model.positions(x_t.device), t))
+        assert torch.equal(said, v if prediction == "flow_prediction" else x0)
+
+
+@torch.no_grad()
+def test_preconditioned_answers_start_from_the_best_blind_guess_and_have_unit_variance(tiny):
+    """Pictures N(0, σ²): with F = 0, x̂₀ is E[x | x_t]; the F that is right has variance 1 at all times."""
+    model = tiny(prediction_type="preconditioned", sigma_data=0.7).double()
+    model.decoder.out.weight.zero_()
+    model.decoder.out.bias.zero_()
+    torch.manual_seed(0)
+    x, z = 0.7 * torch.randn(4000, *SHAPE, dtype=torch.double), torch.randn(4000, *SHAPE, dtype=torch.double)
+    code = model.flagged(torch.zeros(4000, 6, 4, dtype=torch.double))
+    for time in (1e-5, 0.05, 0.4, 1.0):
+        t = torch.full((4000,), time, dtype=torch.double)
+        x_t = (1 - time) * x + time * z
+        guess = model.estimate(x_t, t, code)[1].double()
+        slope = float((x * x_t).mean() / x_t.square().mean())  # of the regression of x on x_t
+        torch.testing.assert_close(guess, slope * x_t, atol=0.02, rtol=0)
+        spread = 0.7 * time / ((0.7 * (1 - time)) ** 2 + time**2) ** 0.5
+        assert float(((x - guess) / spread).square().mean()) == pytest.approx(1, rel=0.02)
+    model.decoder.out.bias.fill_(1.0)
+    assert float((model.estimate(x_t, t, code)[1] - guess).mean()) == pytest.approx(0.7, rel=1e-5)
 
 
 @torch.no_grad()

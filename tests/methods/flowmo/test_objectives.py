@@ -43,7 +43,7 @@ def test_parts_and_total_of_stage_1a(tiny):
     assert set(objective.modules_by_name) == {"codec"}
 
 
-@pytest.mark.parametrize("prediction", ["flow_prediction", "sample"])
+@pytest.mark.parametrize("prediction", ["flow_prediction", "sample", "preconditioned"])
 def test_the_default_flow_loss_is_the_mean_square_error_of_v(tiny, prediction):
     objective = FlowMoPretraining(tiny(prediction_type=prediction))
     x, z = torch.randn(2, 6, 1, 8, 8)
@@ -54,7 +54,7 @@ def test_the_default_flow_loss_is_the_mean_square_error_of_v(tiny, prediction):
     torch.testing.assert_close(loss, (v - (z - x)).square().mean())
 
 
-@pytest.mark.parametrize("prediction", ["flow_prediction", "sample"])
+@pytest.mark.parametrize("prediction", ["flow_prediction", "sample", "preconditioned"])
 def test_the_weight_over_time_is_of_the_error_in_x(tiny, prediction):
     objective = FlowMoPretraining(tiny(prediction_type=prediction), weight_power=1.0, weight_floor=0.25)
     x, z, v = torch.randn(3, 2, 1, 8, 8)

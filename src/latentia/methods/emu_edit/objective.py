@@ -1,12 +1,10 @@
 """EmuEditObjective: denoise the edited picture, told the picture, the instruction and the task."""
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from latentia.core.protocols import Batch
 from latentia.errors import InputError
@@ -18,12 +16,6 @@ from latentia.training.objectives import DiffusionObjective
 
 MOST = 20.0
 """Greatest weight of an edited pixel against a whole picture's mean, so that tiny edits do not make the gradient."""
-
-
-def fast_attention(device: torch.device) -> AbstractContextManager[Any]:
-    """On CPUs under autocast attention as plain matrix products: their fused bfloat16 kernel's backward is slower."""
-    plain = device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
 
 
 class EmuEditObjective(DiffusionObjective):
@@ -111,9 +103,8 @@ class EmuEditObjective(DiffusionObjective):
         noise, t = self.draw_noise(x0), self.draw_times(len(x0), x0.device)
         source, ids = self.dropped(take(batch, "source"), take(batch, "input_ids"))
         task = take(batch, "task") if self.tell_task else None
-        with fast_attention(x0.device):
-            noisy = self.scheduler.add_noise(x0, noise, t)
-            said = self.denoiser(noisy, t, encoder_hidden_states=self.encode(ids), source=source, task=task)
+        noisy = self.scheduler.add_noise(x0, noise, t)
+        said = self.denoiser(noisy, t, encoder_hidden_states=self.encode(ids), source=source, task=task)
         target = self.scheduler.training_target(x0, noise, t).float()
         each = ERRORS[self.loss](said.sample.float(), target).flatten(1).mean(1)
         if self.change_weight:

@@ -31,7 +31,9 @@ class FlowMo(DiffusionAutoencoder):
         mlp_ratio: hidden width of an MLP over the width.
         quantizer: a name of `codecs.quantizers.registry.QUANTIZERS`; `lfq` in the paper.
         quantizer_options: its arguments beyond `dim`.
-        prediction_type: `flow_prediction` (the network says v) or `sample` (it says x̂₀, and v = (x_t − x̂₀)/t).
+        prediction_type: `flow_prediction` (the network says v), `sample` (it says x̂₀, and v = (x_t − x̂₀)/t) or
+            `preconditioned` (see `estimate`).
+        sigma_data: of `preconditioned`: root mean square of the pictures' values.
         code_layout: positions of the code tokens: `diagonal` (paper) or `grid`, shared with the patches.
         anchored: code tokens start from the patches they stand on, see `MMDiT`; needs `grid`.
         rope_theta: slowest period of the positions.
@@ -59,6 +61,7 @@ class FlowMo(DiffusionAutoencoder):
         quantizer: str = "lfq",
         quantizer_options: Mapping[str, Any] | None = None,
         prediction_type: str = "flow_prediction",
+        sigma_data: float = 0.5,
         code_layout: str = "diagonal",
         anchored: bool = False,
         rope_theta: float = 10000.0,
@@ -146,6 +149,7 @@ class ContinuousFlowMo(DiffusionAutoencoder):
         decoder_heads: int = 12,
         mlp_ratio: float = 4.0,
         prediction_type: str = "flow_prediction",
+        sigma_data: float = 0.5,
         code_layout: str = "diagonal",
         anchored: bool = False,
         rope_theta: float = 10000.0,

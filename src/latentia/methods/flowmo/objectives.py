@@ -123,7 +123,7 @@ class FlowMoObjective(Objective):
         self, x: torch.Tensor, z: torch.Tensor, t: torch.Tensor, v: torch.Tensor, estimate: torch.Tensor
     ) -> torch.Tensor:
         """L_flow from the network's own answer: the error of v carries t²·w(t), that of x̂₀ carries w(t)."""
-        if self.codec.config.prediction_type == "sample":
+        if self.codec.config.prediction_type != "flow_prediction":
             floored = t.clamp(min=max(self.weight_floor, 1e-3))
             error, weight = estimate - x, floored.pow(-self.weight_power)
         else:
