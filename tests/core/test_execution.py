@@ -108,9 +108,9 @@ def test_slices_hold_fewer_scores(monkeypatch):
     held = []
     real = nn.functional.scaled_dot_product_attention
 
-    def spy(q, k, v, *rest):
+    def spy(q, k, v, *rest, **named):
         held.append(q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2])
-        return real(q, k, v, *rest)
+        return real(q, k, v, *rest, **named)
 
     monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", spy)
     net, run = text_unet(), CASES["text unet"][1]

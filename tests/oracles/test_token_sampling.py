@@ -62,6 +62,18 @@ def test_codes_without_a_share_are_never_drawn():
     assert draw(even, torch.tensor([0.0, 0.5, 0.75, 1 - 2**-24])).tolist() == [0, 2048, 3072, 4095]
 
 
+def test_sums_that_round_to_more_or_less_than_one_end_at_the_last_code_with_a_share():
+    logits = torch.randn(2000, 50, generator=torch.Generator().manual_seed(0))
+    logits[:, 40:] = -torch.inf
+    for u in (torch.full((2000,), 1 - 2**-24), torch.full((2000,), 1 - 2**-53, dtype=torch.float64)):
+        assert draw(logits, u).unique().tolist() == [39]
+
+
+def test_what_is_not_finite_still_draws_a_code():
+    """The pipelines' loop says so afterwards; until then nothing reads beyond a table."""
+    assert draw(torch.full((2, 5), torch.nan), torch.tensor([0.0, 0.9])).max() < 5
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [((-1, 0, 1), "temperature"), ((1, -1, 1), "top_k"), ((1, 2.5, 1), "top_k"), ((1, True, 1), "top_k")]
@@ -100,6 +112,13 @@ def counts(schedule: str, tokens: int, steps: int, batch: int = 2, mask: int = 9
 )
 def test_how_many_stay_masked(schedule, tokens, steps, by_hand):
     assert counts(schedule, tokens, steps) == [[each, each] for each in by_hand]
+
+
+def test_equally_confident_guesses_are_counted_one_by_one():
+    scheduler = MaskedScheduler(mask_token_id=3, choice_temperature=0.0)
+    scheduler.set_timesteps(3)
+    x = scheduler.step(torch.zeros(2, 6, 3), scheduler.timesteps[0], torch.full((2, 6), 3)).prev_sample
+    assert (x == 3).sum(1).tolist() == [5, 5]  # ⌊6·.866⌋
 
 
 def test_arccos_masks_fewer_in_the_middle():

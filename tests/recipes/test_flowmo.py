@@ -93,9 +93,9 @@ def test_the_ablation_with_another_encoder_takes_it_over(tmp_path):
 
     saved = load_state_dict(bench_out / "pipeline")
     regressor = load_state_dict(next((bench_out / "checkpoints/regression").glob("**/weights.safetensors")))
-    encoder = [key for key in saved if key.startswith("encoder.")]
-    assert encoder
-    assert all(torch.equal(saved[key], regressor[f"codec.{key}"]) for key in encoder)
+    taken = [key for key in saved if key.startswith(("encoder.", "quantizer."))]
+    assert {key.split(".")[0] for key in taken} == {"encoder", "quantizer"}  # codes that another encoder never meant
+    assert all(torch.equal(saved[key], regressor[f"codec.{key}"]) for key in taken)
 
 
 def test_continuous(tmp_path):

@@ -28,7 +28,7 @@ def check_codes(name: str, codes: torch.Tensor, highest: int) -> None:
     if codes.dtype != torch.int64:
         raise InputError(f"{name} are {codes.dtype}: expected torch.int64")
     if codes.device.type == "cpu" and codes.numel():
-        low, high = (int(bound) for bound in codes.aminmax())
+        low, high = map(int, codes.aminmax())
         if low < 0 or high > highest:
             raise InputError(f"{name} run from {low} to {high}: expected 0 to {highest}")
 

@@ -1,6 +1,7 @@
 """The one sampling loop: noise in, latents out. Every pipeline runs this and nothing else."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -119,15 +120,16 @@ class FiniteWatch:
 
     def check(self) -> None:
         """Raise `NonFiniteError` if any noted step was not finite, and forget them."""
-        bad = (~torch.isfinite(torch.stack(self.sums))).nonzero() if self.sums else torch.empty(0)
-        if len(bad):
-            turn = self.turns[int(bad[0])]
+        sums = torch.stack(self.sums).tolist() if self.sums else []
+        bad = next((i for i, value in enumerate(sums) if not math.isfinite(value)), None)
+        if bad is not None:
+            turn = self.turns[bad]
             culprit = self.explain(turn) if self.explain is not None and turn is not None else ""
             raise NonFiniteError(
-                f"NaN or infinity in the latents after step {self.first + int(bad[0]) + 1} of {self.num_steps}: "
+                f"NaN or infinity in the latents after step {self.first + bad + 1} of {self.num_steps}: "
                 f"{culprit}use a wider dtype, a lower guidance scale or more steps, and check the network's weights"
             )
-        self.first += len(self.sums)
+        self.first += len(sums)
         self.sums.clear()
         self.turns.clear()
 

@@ -73,7 +73,9 @@ class MaskedPipeline(TokenPipeline):
 
     def _denoise(self, call: PipelineCall, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Logits (B, *token_shape, K), guided when the call is."""
-        scale = 1 + (call.current_scale - 1) * self._share(call)
+        scale = call.current_scale
+        if scale > 1:
+            scale = 1 + (scale - 1) * self._share(call)
         guided = scale > 1 and "class_labels" in call.tensors
         tokens = torch.cat([z, z]) if guided else z
         logits = self.transformer(tokens, self._labels(call, guided)).sample.float()

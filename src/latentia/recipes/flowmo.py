@@ -104,7 +104,10 @@ class FlowMoRecipe(CodecTraining):
         """Stage 1A; with a regressor, its encoder is taken over and stays."""
         codec = bench.keep("codec", self.build_codec())
         if self.regression_steps:
-            codec.encoder.load_state_dict(bench.parts["regressor"].encoder.state_dict())
+            regressor: Any = bench.parts["regressor"]
+            codec.encoder.load_state_dict(regressor.encoder.state_dict())
+            if self.sizes.quantizer != "none":  # a codebook belongs to the encoder that it follows
+                codec.quantizer.load_state_dict(regressor.quantizer.state_dict())
         return self._phase(bench, "pretraining", self.flow_objective(bench, self.regression_steps > 0), self.steps)
 
     def frozen_phase(self, bench: Bench) -> Phase:

@@ -1,6 +1,7 @@
 """MaskedScheduler: MaskGIT's parallel decoding (Chang et al. 2022)."""
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,12 @@ from latentia.core.rng import Generators
 from latentia.errors import InputError, check_choice
 from latentia.schedulers.tokens import ROUNDING, TokenScheduler, TokenStepOutput, check_sampling, draw, uniform
 
-SCHEDULES = ("arccos", "cosine", "linear")
+SCHEDULES: Mapping[str, Callable[[Any, Any], Any]] = {
+    "arccos": lambda r, maths: maths.acos(r) * (2 / math.pi),
+    "cosine": lambda r, maths: maths.cos(r * (math.pi / 2)),
+    "linear": lambda r, maths: 1 - r,
+}
+"""γ(r) by name, of a number by `math` or of a tensor by `torch`."""
 TINY, EXACT = 1e-20, 1e-9
 
 
@@ -52,9 +58,8 @@ class MaskedScheduler(TokenScheduler):
     def masked_share(self, r: torch.Tensor | float) -> torch.Tensor:
         """γ(r), the share of tokens that are masked at progress r in [0, 1]."""
         r = torch.as_tensor(r, dtype=torch.float64).clamp(0, 1)
-        if self.config.masking_schedule == "cosine":
-            return torch.cos(r * (math.pi / 2))
-        return torch.arccos(r) * (2 / math.pi) if self.config.masking_schedule == "arccos" else 1 - r
+        share: torch.Tensor = SCHEDULES[self.config.masking_schedule](r, torch)
+        return share
 
     def step(
         self,
@@ -89,36 +94,39 @@ class MaskedScheduler(TokenScheduler):
         tau = c.choice_temperature
         if choice_temperature is not None:
             tau = check_number("choice_temperature", choice_temperature, 0.0)
-        flat, masked = sample.flatten(1), (sample == c.mask_token_id).flatten(1)
+        flat = sample.flatten(1)
+        masked = flat == c.mask_token_id
         logits = model_output.flatten(1, -2)  # (B, N, K)
         u = uniform((len(flat), 2, flat.shape[1]), generator, logits.device)
-        guess = torch.where(masked, draw(logits, u[:, 0], temperature), flat)
+        drawn = draw(logits, u[:, 0], temperature)
+        previous = guess = torch.where(masked, drawn, flat)
         r = (k + 1) / n
-        again = torch.zeros_like(masked)
-        if k + 1 < n:
-            confidence = self._confidence(logits, guess, u[:, 1], tau * (1 - r)).masked_fill(~masked, torch.inf)
-            again = self._least(confidence, masked, math.floor(masked.shape[1] * float(self.masked_share(r)) + EXACT))
+        if r < 1:
+            confidence = self._confidence(logits, drawn, u[:, 1], tau * (1 - r))
+            share = SCHEDULES[c.masking_schedule](r, math)
+            again = self._least(confidence, masked, math.floor(flat.shape[1] * share + EXACT))
+            previous = guess.masked_fill(again, c.mask_token_id)
         self._position = k + 1
-        guess = guess.view(sample.shape)
-        previous = guess.masked_fill(again.view(sample.shape), c.mask_token_id)
+        previous, guess = previous.view(sample.shape), guess.view(sample.shape)
         return TokenStepOutput(previous, guess) if return_dict else (previous, guess)
 
     @staticmethod
-    def _confidence(logits: torch.Tensor, guess: torch.Tensor, u: torch.Tensor, tau: float) -> torch.Tensor:
-        """log p(guess) + τ·Gumbel noise, (B, N)."""
+    def _confidence(logits: torch.Tensor, code: torch.Tensor, u: torch.Tensor, tau: float) -> torch.Tensor:
+        """log p(code) + τ·Gumbel noise, (B, N)."""
         wide = torch.promote_types(logits.dtype, torch.float32)
-        code = guess.clamp(max=logits.shape[-1] - 1)[..., None]
-        confidence = logits.to(wide).log_softmax(-1).gather(-1, code)[..., 0]
-        return confidence - tau * (-(u.to(wide) + TINY).log() + TINY).log() if tau else confidence
+        confidence = logits.to(wide).log_softmax(-1).gather(-1, code[..., None])[..., 0]
+        if not tau:
+            return confidence
+        exponential = u.to(wide).clamp(min=TINY).log().neg()
+        return torch.sub(confidence, exponential.log(), alpha=tau)
 
     @staticmethod
     def _least(confidence: torch.Tensor, masked: torch.Tensor, share: int) -> torch.Tensor:
         """(B, N): the least confident of the masked tokens, `share` of each picture, but fewer than are masked now."""
         unknown = masked.sum(1, keepdim=True)
-        count = (unknown - 1).clamp(max=share).clamp(min=1)  # 1 of 1 as well: the last round takes it
-        order = confidence.argsort(dim=1, stable=True)
-        least = torch.arange(order.shape[1], device=order.device) < count  # in that order
-        return torch.zeros_like(masked).scatter(1, order, least) & masked
+        count = (unknown - 1).clamp(1, max(share, 1))  # 1 of 1 as well: the last round takes it
+        rank = torch.where(masked, confidence, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
+        return (rank < count) & masked
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Mask ⌈N·γ(1 − t/T)⌉ tokens of each picture, at least one: those whose `noise` is smallest.

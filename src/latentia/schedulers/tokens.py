@@ -52,8 +52,8 @@ class TokenScheduler(SavedScheduler):
         """Begin a run of n steps. Raises `InputError` unless n is at least 1."""
         n = check_count("num_inference_steps", num_inference_steps)
         self.num_inference_steps, self._position = n, 0
-        share = 1 - torch.arange(n, dtype=torch.float64) / n
-        self.timesteps = share.mul(self.config.num_train_timesteps).float().to(device)
+        top = self.config.num_train_timesteps
+        self.timesteps = torch.tensor([top * (1 - k / n) for k in range(n)], dtype=torch.float32, device=device)
 
     def _next(self, timestep: Any) -> int:
         """Number of the step to take; `InputError` unless it is the one at `timestep`."""
@@ -128,7 +128,9 @@ def draw(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if temperature != 1:
+        logits = logits / temperature
     k = logits.shape[-1]
     if 0 < top_k < k:
         least = logits.topk(top_k, -1).values[..., -1:]
@@ -139,8 +141,8 @@ def draw(
         beyond = sorted_p.cumsum(-1) - sorted_p >= top_p
         p = p.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
     cumulated = p.cumsum(-1)
-    # The sum stands in for 1, so that rounding never reaches beyond the last code that has a share.
-    at = (u.to(p.dtype) * cumulated[..., -1])[..., None].contiguous()
-    found = torch.searchsorted(cumulated, at, right=True)[..., 0]
-    last = (p > 0).to(torch.uint8).flip(-1).argmax(-1)
-    return torch.minimum(found, k - 1 - last)
+    # The sum stands in for 1, and its product with the largest number below 1 is less than it, however that is rounded:
+    # so none is found beyond the last code that has a share, unless there is a NaN.
+    below = u.to(p.dtype).clamp(max=1 - torch.finfo(p.dtype).eps / 2)
+    at = (below * cumulated[..., -1])[..., None].contiguous()
+    return torch.searchsorted(cumulated, at, right=True)[..., 0].clamp(max=k - 1)

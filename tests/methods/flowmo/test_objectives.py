@@ -65,6 +65,14 @@ def test_the_weight_over_time_is_of_the_error_in_x(tiny, prediction):
     torch.testing.assert_close(objective.flow_loss(x, z, t, v, estimate), expected)
 
 
+def test_times_of_a_batch_are_spread_over_their_distribution(tiny):
+    torch.manual_seed(0)
+    objective = FlowMoPretraining(tiny(), uniform_times=0.0)
+    t = objective.draw_times(1000, torch.device("cpu")).sort().values
+    strata = torch.special.ndtr(torch.logit(t.double())) * 1000
+    assert bool((strata.floor() == torch.arange(1000)).all())
+
+
 def test_times_have_thick_tails(tiny):
     torch.manual_seed(0)
     thick = FlowMoPretraining(tiny(), uniform_times=0.1).draw_times(200_000, torch.device("cpu"))

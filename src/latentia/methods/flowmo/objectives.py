@@ -114,8 +114,10 @@ class FlowMoObjective(Objective):
         return values, coded.loss, parts
 
     def draw_times(self, batch: int, device: torch.device) -> torch.Tensor:
-        """t (B,) in (0, 1)."""
-        t = torch.sigmoid(torch.randn(batch, device=device) * self.times_std + self.times_mean)
+        """t (B,) in (0, 1), the normal draws one from each B-th of their distribution (as Kingma et al. 2021's are)."""
+        strata = (torch.randperm(batch, device=device) + torch.rand(batch, device=device)) / batch
+        normal = torch.special.ndtri(strata.clamp(1e-6, 1 - 1e-6))
+        t = torch.sigmoid(normal * self.times_std + self.times_mean)
         uniform = torch.rand(batch, device=device)
         return torch.where(torch.rand(batch, device=device) < self.uniform_times, uniform, t)
 
