@@ -82,6 +82,24 @@ def test_evaluate_a_codec_and_write_json(cli, run_folder, tmp_path):
     assert [m["n_generated"] for m in json.loads((tmp_path / "r.json").read_text())["measurements"]] == [8, 8, 8]
 
 
+def test_evaluate_a_codec_of_another_family(cli, tmp_path):
+    from latentia import FlowMo
+
+    sizes = {
+        f"{half}_{what}": value for half in ("encoder", "decoder") for what, value in (("width", 16), ("depth", 1))
+    }
+    heads = {"encoder_heads": 2, "decoder_heads": 2}
+    options = {"group_bits": 4}
+    codec = FlowMo(16, 1, 4, 4, 4, **sizes, **heads, quantizer_options=options, num_inference_steps=2)
+    codec.save_pretrained(tmp_path / "flowmo")
+    result = cli("evaluate", "codec", tmp_path / "flowmo", "--data", "digits", "-n", 4)
+    assert result.exit_code == 0, result.output
+    assert "psnr" in result.output
+    result = cli("evaluate", "codec", tmp_path / "flowmo", "--data", "digitz", "-n", 4)
+    assert result.exit_code == 2
+    assert "digitz" in result.stderr
+
+
 def test_numbers_are_shown_even_if_they_cannot_be_written(cli, run_folder, tmp_path):
     (tmp_path / "file").touch()
     codec, out = run_folder / "pipeline" / "vae", tmp_path / "file" / "r.json"

@@ -55,7 +55,9 @@ def test_round_trip_through_a_file(tmp_path):
     ("change", "says"),
     [
         (lambda data: b"PNG!" + data[4:], "no token file"),
-        (lambda data: data[:20], "no token file"),
+        (lambda data: data[:3], "no token file"),
+        (lambda data: data[:20], "ends after 20 bytes, in its header: it was cut short"),
+        (lambda data: data[:50], "cut short"),
         (lambda data: data[:-1], "cut short"),
         (lambda data: data + b"x", "added to"),
         (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "damaged"),

@@ -8,12 +8,13 @@ from pydantic import ValidationError
 
 from latentia.codecs.autoencoder_kl import AutoencoderKL
 from latentia.codecs.vq_model import VQModel
-from latentia.errors import InputError
+from latentia.errors import ArtifactError, InputError
 from latentia.losses.patchgan import PatchDiscriminator
 from latentia.metrics.photo_features import PhotoFeatures
 from latentia.recipes import photo_features, registry
 from latentia.recipes.codec_gan_judging import held_out
 from latentia.recipes.overrides import override
+from latentia.recipes.plan import make_plan, rehearse
 from latentia.recipes.recipe import Bench
 from latentia.recipes.run import run_recipe
 
@@ -121,6 +122,28 @@ def test_lpips_without_weights_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(InputError, match=r"perceptual\.weights=FILE,FILE"):
         run_recipe(recipe, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["lpips-vgg", "resnet50-logits"])
+def test_weights_of_another_network_are_refused_before_anything_is_written(tmp_path, kind):
+    from safetensors.torch import save_file
+
+    save_file({"other.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
+    given = [f"perceptual.kind={kind}", f"perceptual.weights={tmp_path / 'other.safetensors'}"]
+    for name in ("vqgan-digits", "flowmo-digits"):
+        recipe = override(registry.recipe(name), given)
+        with pytest.raises(ArtifactError, match="incomplete"):
+            run_recipe(recipe, tmp_path / "run", progress=False)
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["lpips-vgg", "lpips-alex", "resnet50-logits"])
+def test_published_networks_see_grey_pictures_as_colour(kind):
+    recipe = override(registry.recipe("vqgan-digits"), [f"perceptual.kind={kind}", "image_size=64"])
+    rehearse(recipe)
+    shapes = {row.network: row.input_shape for row in make_plan(recipe, measure=False).rows}
+    assert shapes["perceptual"] == (3, 64, 64)
+    assert shapes["codec"] == (1, 64, 64)
 
 
 def test_fields_that_do_not_fit():

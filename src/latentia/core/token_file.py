@@ -73,9 +73,13 @@ class TokenFile:
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "the data") -> "TokenFile":
         """Read what `to_bytes` wrote. Raises `ArtifactError` for what is no token file, cut short or damaged."""
-        if data[:4] != MAGIC or len(data) < _HEADER.size:
+        if data[:4] != MAGIC:
             raise ArtifactError(
                 f"{name} is no token file (it does not begin with {MAGIC!r}): latentia encode makes them"
+            )
+        if len(data) < _HEADER.size:
+            raise ArtifactError(
+                f"{name} ends after {len(data)} bytes, in its header: it was cut short; encode the picture again"
             )
         fields = _HEADER.unpack_from(data)
         _, version, axes, channels, codec, height, width, tile, overlap, count, num_codes, check = fields

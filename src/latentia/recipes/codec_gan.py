@@ -180,6 +180,8 @@ class CodecGAN(CodecTraining):
                 f"perceptual.kind={kind} needs perceptual.weights=FILE,FILE (torchvision's network and the lpips "
                 "package's heads, or a Hub id); perceptual.kind=photo_features trains a network here instead"
             )
+        if self.perceptual.weights:
+            self.distance(Bench())  # weights of another network are refused here, before anything is written
 
     def preview(self, bench: Bench) -> torch.Tensor:
         """Eight held-out pictures above their reconstructions."""
@@ -216,6 +218,9 @@ class CodecGAN(CodecTraining):
         def images(batch: int) -> tuple[torch.Tensor, ...]:
             return (torch.zeros(batch, self.image_channels, self.image_size, self.image_size),)
 
+        def colour(batch: int) -> tuple[torch.Tensor, ...]:  # what published networks see, of grey pictures too
+            return (torch.zeros(batch, 3, self.image_size, self.image_size),)
+
         seen, micro = self.steps * self.batch_size, self.batch_size // self.accumulate
         found = []
         if self.perceptual.trained:
@@ -225,9 +230,8 @@ class CodecGAN(CodecTraining):
             found.append(Work("features", "features", self.feature_network, images, views, BATCH, BATCH))
         if self.perceptual.kind != "none" and self.perceptual.weight:
             passes = 3 * seen  # real, made, and back through the made
-            found.append(
-                Work("codec", "perceptual", self._like_perceptual, images, passes, micro, micro, trained=False)
-            )
+            shown = images if self.perceptual.kind == "photo_features" else colour
+            found.append(Work("codec", "perceptual", self._like_perceptual, shown, passes, micro, micro, trained=False))
         if self.discriminator.weight:
             judge = partial(self.discriminator.build, self.image_channels)
             active = max(0, self.steps - self.discriminator.start) * self.batch_size

@@ -106,13 +106,18 @@ def plan_cut(codec: Codec, height: int, width: int, tile: int | None = None, ove
 
     Raises `InputError` for sizes that the codec does not take.
     """
-    size = codec.config.get("sample_size") or codec.config.image_size  # FlowMo's name for it
-    own = size if isinstance(size, int) else size[0]
+    own = side_of(codec)
     whole = isinstance(codec, SpatialCodec) and max(height, width) <= 2 * own
     tile = (0 if whole else own) if tile is None else tile
     cut = Cut(height, width, tile, overlap or 0, codec.factor if isinstance(codec, SpatialCodec) else own)
     codec.latent_shape((codec.config.in_channels, *cut.shape))
     return cut
+
+
+def side_of(codec: Codec) -> int:
+    """Side of the pictures that a codec learnt from, in pixels."""
+    size = codec.config.get("sample_size") or codec.config.image_size  # FlowMo's name for it
+    return int(size if isinstance(size, int) else size[0])
 
 
 def open_codec(folder: str | os.PathLike[str], device: str = "auto") -> Codec:

@@ -153,6 +153,7 @@ class EditScenes(Recipe):
             self.tasks,
             self.drawn(),
             encode=lambda texts: {"input_ids": token_ids(tokenizer, texts)[:, 0]},
+            parsed=self.objective.parse_weight > 0,
         )
         return Phase(
             name="editor",

@@ -130,7 +130,7 @@ def evaluate_codec(
 ) -> list[Measurement]:
     """What a codec makes of `split` of `data`, the first `count` images; `codec_evaluation.PROTOCOL` says how.
 
-    The size is the codec's `sample_size`. The Fréchet distance is measured on the Inception weights of `rulers`, or on
+    The size is the codec's own. The Fréchet distance is measured on the Inception weights of `rulers`, or on
     its judge, or on the judge that the codec's run has saved for this data; on nothing if there is none.
 
     Args:
@@ -139,11 +139,10 @@ def evaluate_codec(
     """
     from latentia.losses.lpips import LPIPS
     from latentia.recipes.codec_evaluation import evaluate_codec as judge_codec
-    from latentia.recipes.compress import open_codec
+    from latentia.recipes.compress import open_codec, side_of
 
     codec = open_codec(path, device)
-    size = codec.config.sample_size if isinstance(codec.config.sample_size, int) else codec.config.sample_size[0]
-    images = open_data(data, split, size, codec.config.in_channels)
+    images = open_data(data, split, side_of(codec), codec.config.in_channels)
     n = len(images) if count is None else min(count, len(images))
     if n < 1:
         raise InputError(f"n must be at least 1, got {count}")

@@ -178,6 +178,8 @@ class FlowMoRecipe(CodecTraining):
                     f"{key}.kind={chosen.kind} needs {key}.weights=FILE,FILE (torchvision's network, for LPIPS with "
                     f"the lpips package's heads); {key}.kind=photo_features trains a network here instead"
                 )
+            if chosen.weights and not unused:
+                self.distance(Bench(), chosen)  # weights of another network are refused before anything is written
 
     # Looking
 

@@ -172,7 +172,7 @@ def rehearse(recipe: Recipe, processes: int = 1) -> None:
         for work in recipe.work():
             if work.trained:
                 micro_batch(work.phase, work.batch_size, processes, work.batch_size // work.micro_batch)
-            work.run(work.build(), 1)
+            work.run(work.ready(), 1)
 
 
 def cost(work: Work, precision: str, device: torch.device, speed: float | None) -> Row:

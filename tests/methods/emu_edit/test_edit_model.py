@@ -136,16 +136,16 @@ def test_gate_keeps_the_source_bit_by_bit_and_opens_whole():
 
 
 @torch.no_grad()
-def test_colour_matrix_changes_tone_and_starts_as_a_copy():
-    model = pixels(copy_gate=True, colour_matrix=True)
+def test_affine_edits_change_what_is_there_and_start_as_a_copy():
+    model = pixels(copy_gate=True, affine=True)
     x, t, text, source = inputs()
     assert torch.equal(model(x, t, text, source=source).sample, source)
     bias = model.unet.conv_out.bias
-    assert len(bias) == 4 * 4 + 9
-    bias[12:16] = 9.0  # the gate, open
-    bias[0:4] = 0.5  # d of the first channel
-    bias[16:].view(3, 3)[1, 2] = 2.0  # the second channel gains twice the third
-    expected = source + torch.stack([torch.full_like(source[:, 0], 0.5), 2 * source[:, 2], 0 * source[:, 0]], 1)
+    assert len(bias) == (3 + 3 + 1) * 4
+    bias[24:] = 9.0  # the gate, open
+    bias[4:8] = 2.0  # a of the second channel
+    bias[12:16] = 0.5  # d of the first
+    expected = source + torch.stack([torch.full_like(source[:, 0], 0.5), 2 * source[:, 1], 0 * source[:, 2]], 1)
     assert model(x, t, text, source=source).sample == pytest.approx(expected, abs=1e-5)
 
 
@@ -216,7 +216,7 @@ def test_bad_input_is_explained(change, message):
         ({"unet": {**UNET, "in_channels": 3}}, "in_channels follow"),
         ({"sample_size": 15}, "multiple of patch_size"),
         ({"num_tasks": 0}, "num_tasks"),
-        ({"colour_matrix": True}, "needs copy_gate"),
+        ({"affine": True}, "needs copy_gate"),
         ({"task_tokens": -1}, "task_tokens"),
     ],
 )

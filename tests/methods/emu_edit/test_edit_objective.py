@@ -108,6 +108,22 @@ def test_gate_is_taught_where_the_edit_is():
     assert float(loss.total.detach()) == pytest.approx(float(loss.parts["error"]) + 2 * 0.6931, abs=1e-3)
 
 
+def test_parsing_teaches_the_network_and_is_weighed():
+    found = objective(dropout=0.0, parse_weight=0.5)
+    given = {**batch(), "things": torch.randint(0, 4, (4, 6, 16, 16), dtype=torch.int8)}
+    loss = found(given)
+    assert float(loss.total.detach()) == pytest.approx(
+        float(loss.parts["error"]) + 0.5 * float(loss.parts["parsed"]), rel=1e-5
+    )
+    assert set(found.modules_by_name) == {"denoiser", "parser", "text_encoder"}
+    loss.total.backward()
+    heads = [head.weight.grad.abs().sum() for head in found.parser.heads]
+    assert all(float(each) > 0 for each in heads)
+    assert found.denoiser.unet.conv_in.weight.grad.abs().sum() > 0  # by way of the maps alone: conv_out starts at zero
+    with pytest.raises(InputError, match="things"):
+        found(batch())
+
+
 def test_terminal_share_of_times():
     found = objective(terminal_share=0.5)
     torch.manual_seed(0)

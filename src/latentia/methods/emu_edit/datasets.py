@@ -17,6 +17,7 @@ from latentia.methods.emu_edit.engine import Engine, scene_engine
 from latentia.methods.emu_edit.rows import Row
 from latentia.methods.emu_edit.shards import read_manifest, read_shard
 from latentia.methods.emu_edit.tasks.registry import task_number
+from latentia.methods.emu_edit.world.render import World
 from latentia.methods.emu_edit.world.vocabulary import SPLITS
 
 Encode = Callable[[list[str]], Mapping[str, torch.Tensor]]
@@ -25,11 +26,12 @@ Encode = Callable[[list[str]], Mapping[str, torch.Tensor]]
 OPEN_SHARDS = 4
 
 
-def batch_of(rows: Sequence[Row], encode: Encode | None = None) -> dict[str, Any]:
+def batch_of(rows: Sequence[Row], encode: Encode | None = None, parsed: bool = False) -> dict[str, Any]:
     """Rows as a batch.
 
     `x` the target and `source` the input, both (B, 3, H, W) in [−1, 1]; `task` (B,) int64; `mask` (B, 1, H, W)
-    bool; and `instruction`, a list of B texts, or in its place what `encode` makes of them.
+    bool; `instruction`, a list of B texts, or in its place what `encode` makes of them; and, if `parsed`, `things`
+    (B, 6, H, W) int8 as `World.things`, all −1 where the input is no picture of the scene.
     """
     instructions = [row.instruction for row in rows]
     batch: dict[str, Any] = {
@@ -38,7 +40,17 @@ def batch_of(rows: Sequence[Row], encode: Encode | None = None) -> dict[str, Any
         "task": torch.tensor([task_number(row.task) for row in rows], dtype=torch.int64),
         "mask": torch.from_numpy(np.stack([row.mask for row in rows])[:, None]),
     }
+    if parsed:
+        batch["things"] = torch.from_numpy(np.stack([things_in(row) for row in rows]))
     return batch | ({"instruction": instructions} if encode is None else dict(encode(instructions)))
+
+
+def things_in(row: Row) -> np.ndarray:
+    """What stands where in a row's input, int8 (6, H, W); all −1 where that is a map and no picture."""
+    world = World.of(len(row.image))
+    if row.meta["kind"].endswith("/from"):
+        return np.full((6, world.size, world.size), -1, dtype=np.int8)
+    return world.things(row.meta["scene"])
 
 
 def _pixels(pictures: Sequence[np.ndarray]) -> torch.Tensor:
@@ -47,6 +59,8 @@ def _pixels(pictures: Sequence[np.ndarray]) -> torch.Tensor:
 
 class EditRows(ABC):
     """Abstract base of both: rows by number, and batches of them."""
+
+    parsed = False
 
     def __init__(self, length: int, encode: Encode | None = None) -> None:
         self.length, self.encode = length, encode
@@ -60,7 +74,7 @@ class EditRows(ABC):
 
     def batch(self, indices: Sequence[int] | torch.Tensor) -> dict[str, Any]:
         """The rows at `indices` as `batch_of` describes."""
-        return batch_of([self.row(i) for i in check_indices(indices, self.length).tolist()], self.encode)
+        return batch_of([self.row(i) for i in check_indices(indices, self.length).tolist()], self.encode, self.parsed)
 
 
 class SceneRows(EditRows):
@@ -74,6 +88,7 @@ class SceneRows(EditRows):
         tasks: names in `TASKS`; None: all.
         weights: how often each is drawn; None: equally.
         encode: what makes tensors of the instructions; None: they stay texts.
+        parsed: whether batches tell `things`, what stands where.
     """
 
     def __init__(
@@ -85,10 +100,11 @@ class SceneRows(EditRows):
         tasks: Sequence[str] | None = None,
         weights: Sequence[float] | None = None,
         encode: Encode | None = None,
+        parsed: bool = False,
     ) -> None:
         check_choice("split", split, SPLITS)
         super().__init__(check_count("length", length), encode)
-        self.split = split
+        self.split, self.parsed = split, parsed
         self.engine: Engine = scene_engine(size, seed, tasks, weights)
         self.shape = (3, size, size)
 

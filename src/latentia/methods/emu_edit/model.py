@@ -85,8 +85,8 @@ class EmuEditModel(ModelMixin):
 
     so that what is not edited stays as it was. Then the prediction is x̂₀ (`prediction_type` "sample" of the scheduler:
     v would be (α x_t − x̂₀)/σ, and lose those equal digits on the way). Without, it is what the scheduler says. With
-    `colour_matrix` besides, y = source + A · source + d: the network says d pixel by pixel and a matrix A over the
-    channels patch by patch, all zero at the start, so that changes of tone are the same few numbers everywhere.
+    `affine` besides, y = (1 + a) · source + d, and the network says a and d, both zero at the start: what keeps some of
+    the picture, be it a tone, a texture or an edge, need not paint it anew.
 
     Args:
         unet: arguments of `UNet2DConditionModel`; in_channels, out_channels, sample_size and class_embed_type follow
@@ -103,7 +103,7 @@ class EmuEditModel(ModelMixin):
             trainings learn from it soonest what concerns the whole picture.
         noise_gain: x_t is multiplied by a learned number w(t) that starts at zero, so that short trainings first learn
             from the source alone, and x_t comes in where it helps (a preconditioning that needs no schedule).
-        copy_gate, colour_matrix: see above.
+        copy_gate, affine: see above.
 
     Raises `ConfigError` for values out of range or arguments of the UNet that are not the caller's.
     """
@@ -125,7 +125,7 @@ class EmuEditModel(ModelMixin):
         pooled_text: bool = False,
         noise_gain: bool = False,
         copy_gate: bool = False,
-        colour_matrix: bool = False,
+        affine: bool = False,
     ) -> None:
         super().__init__()
         check_counts(self.config, ("sample_size", "in_channels", "patch_size", "num_tasks"), ("task_dim",))
@@ -135,14 +135,14 @@ class EmuEditModel(ModelMixin):
         given = [name for name in FIXED if name in unet]
         if given:
             raise ConfigError(f"unet: {', '.join(given)} follow from the other arguments: leave them out")
-        if colour_matrix and not copy_gate:
-            raise ConfigError("colour_matrix is a form of the edit behind a gate: it needs copy_gate=True")
+        if affine and not copy_gate:
+            raise ConfigError("affine is a form of the edit behind a gate: it needs copy_gate=True")
         if sample_size % patch_size:
             raise ConfigError(f"sample_size {sample_size} is not a multiple of patch_size {patch_size}")
         grid, area = sample_size // patch_size, patch_size**2
         self.unet = TaskUNet(
             in_channels=2 * in_channels * area + position_channels,
-            out_channels=(in_channels + copy_gate) * area + colour_matrix * in_channels**2,
+            out_channels=((1 + affine) * in_channels + copy_gate) * area,
             class_embed_type="identity",
             sample_size=grid,
             **unet,
@@ -271,20 +271,13 @@ class EmuEditModel(ModelMixin):
         return F.pixel_shuffle(said, self.config.patch_size)
 
     def _gated(self, said: torch.Tensor, source: torch.Tensor) -> EmuEditOutput:
-        fine = self._pixels(said[:, : (self.config.in_channels + 1) * self.config.patch_size**2])
+        fine = self._pixels(said)
         y, logits = fine[:, :-1], fine[:, -1:]
-        if self.config.colour_matrix:
-            y = source + y + self._retoned(said[:, -(self.config.in_channels**2) :], source)
+        if self.config.affine:
+            gain, shift = y.chunk(2, dim=1)
+            y = torch.addcmul(shift, 1 + gain, source)
         opening = (torch.sigmoid(logits) - GATE_MARGIN) / (1 - 2 * GATE_MARGIN)
         return EmuEditOutput(torch.addcmul(source, opening.clamp(0, 1), y - source), logits, y)
-
-    def _retoned(self, said: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-        """A (B, C², H/P, W/P) times the source's pixels (B, C, H, W), patch by patch."""
-        batch, channels, height, width = source.shape
-        patch = self.config.patch_size
-        matrix = said.unflatten(1, (channels, channels))[:, :, :, :, None, :, None]
-        patches = source.view(batch, 1, channels, height // patch, patch, width // patch, patch)
-        return (matrix * patches).sum(2).view(source.shape)
 
     @classmethod
     def from_stable_diffusion(

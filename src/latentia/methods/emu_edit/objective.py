@@ -6,10 +6,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from latentia.core.arguments import check_number
 from latentia.core.protocols import Batch
 from latentia.errors import InputError
 from latentia.losses.reconstruction import ERRORS
 from latentia.methods.emu_edit.model import EmuEditModel
+from latentia.methods.emu_edit.parsing import SceneParser
 from latentia.schedulers.scheduler import SchedulerMixin
 from latentia.training.objective import Loss, take
 from latentia.training.objectives import DiffusionObjective
@@ -33,7 +35,8 @@ class EmuEditObjective(DiffusionObjective):
       a share λ is about the edited pixels however few they are (the idea is OmniGen's); of a model with a copy gate
       the second is the error of y, which the gate does not feel;
     - `gate_weight`: cross entropy between the model's copy gate and M;
-    - `terminal_share`: so many samples are pure noise, t = T − 1, where an edit is decided.
+    - `terminal_share`: so many samples are pure noise, t = T − 1, where an edit is decided;
+    - `parse_weight`: of a `SceneParser`'s loss, which makes the network tell what stands where.
 
     Args:
         denoiser: trained. With a copy gate the scheduler must predict `sample`.
@@ -46,7 +49,7 @@ class EmuEditObjective(DiffusionObjective):
         options: the other arguments of `DiffusionObjective`.
 
     Reads `x`, `source` (B, C, H, W), `input_ids` (B, L) int64, `task` (B,) int64 and, for the weights, `mask`
-    (B, 1, H, W) bool. Parts: `error`, and `gate` where it is trained.
+    (B, 1, H, W) bool, and `things` for the parser. Parts: `error`, and `gate` and `parsed` where they are trained.
     Raises `InputError` for values out of range and settings that do not fit.
     """
 
@@ -65,6 +68,7 @@ class EmuEditObjective(DiffusionObjective):
         change_weight: float = 0.0,
         gate_weight: float = 0.0,
         terminal_share: float = 0.0,
+        parse_weight: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(denoiser, scheduler, **options)
@@ -77,6 +81,7 @@ class EmuEditObjective(DiffusionObjective):
                 raise InputError(f"{name} must lie in [0, {most:.3g}], got {value}")
         if not gate_weight >= 0 or (gate_weight and not denoiser.config.copy_gate):
             raise InputError(f"gate_weight must be at least 0, and 0 for a model without copy gate, got {gate_weight}")
+        check_number("parse_weight", parse_weight, low=0)
         if denoiser.prediction_type not in (None, scheduler.prediction_type):
             raise InputError(
                 f"a model with a copy gate predicts x0: build the scheduler with prediction_type='sample', "
@@ -88,13 +93,18 @@ class EmuEditObjective(DiffusionObjective):
         self.register_buffer("empty_ids", empty_ids, persistent=False)
         self.dropout, self.train_text_encoder, self.tell_task = dropout, train_text_encoder, tell_task
         self.change_weight, self.gate_weight, self.terminal_share = change_weight, gate_weight, terminal_share
+        self.parse_weight = parse_weight
+        self.parser = SceneParser(denoiser.unet) if parse_weight else None
         if not train_text_encoder:
             self.frozen = (*self.frozen, "text_encoder")
             text_encoder.eval()
 
     def settings(self) -> dict[str, Any]:
         """Everything but the modules and tokens."""
-        names = ("dropout", "train_text_encoder", "tell_task", "change_weight", "gate_weight", "terminal_share")
+        names = (
+            *("dropout", "train_text_encoder", "tell_task"),
+            *("change_weight", "gate_weight", "terminal_share", "parse_weight"),
+        )
         return super().settings() | {name: getattr(self, name) for name in names}
 
     def forward(self, batch: Batch, turn: str = "main", step: int = 0) -> Loss:
@@ -119,6 +129,10 @@ class EmuEditObjective(DiffusionObjective):
             gate = F.binary_cross_entropy_with_logits(said.gate.float(), take(batch, "mask").float())
             parts["gate"] = gate.detach()
             total = total + self.gate_weight * gate
+        if self.parser is not None:
+            parsed = self.parser(take(batch, "things"))
+            parts["parsed"] = parsed.detach()
+            total = total + self.parse_weight * parsed
         return Loss(total, parts)
 
     def draw_times(self, batch: int, device: torch.device) -> torch.Tensor:

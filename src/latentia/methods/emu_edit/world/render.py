@@ -24,7 +24,7 @@ from latentia.methods.emu_edit.world.sprites import (
     sketch_patch,
     solid,
 )
-from latentia.methods.emu_edit.world.vocabulary import SIZES
+from latentia.methods.emu_edit.world.vocabulary import COLOURS, SHAPES, SIZES, TEXTURES
 from latentia.methods.emu_edit.world.writing import writing_patch
 
 Box = tuple[int, int, int, int]
@@ -116,6 +116,21 @@ class World:
             height, width = patch.keep.shape[:2]
             mask[top : top + height, left : left + width] = patch.keep[..., 0] <= 0.5
         return mask
+
+    def things(self, scene: Scene) -> np.ndarray:
+        """What stands where, int8 (6, size, size): number of shape, colour, texture and size, from 1, 0 for none;
+        and how far below and right of the thing's centre a pixel lies, in 254ths of the thing's side."""
+        told = np.zeros((6, self.size, self.size), dtype=np.int8)
+        down, right = np.mgrid[0 : self.size, 0 : self.size] + 0.5
+        for thing, seen in zip(scene.things, self.masks(scene)):
+            top, left = self.corner(thing)
+            side = self.sides[thing.size]
+            names = SHAPES.index(thing.shape), tuple(COLOURS).index(thing.colour), TEXTURES.index(thing.texture)
+            for place, number in enumerate((*names, thing.size)):
+                told[place, seen] = number + 1
+            told[4, seen] = (254 * ((down[seen] - top) / side - 0.5)).round()
+            told[5, seen] = (254 * ((right[seen] - left) / side - 0.5)).round()
+        return told
 
     def box(self, scene: Scene, index: int) -> Box:
         """The smallest box around the visible pixels of thing `index`."""
