@@ -110,7 +110,7 @@ def test_gate_is_taught_where_the_edit_is():
 
 def test_parsing_teaches_the_network_and_is_weighed():
     found = objective(dropout=0.0, parse_weight=0.5)
-    given = {**batch(), "things": torch.randint(0, 4, (4, 6, 16, 16), dtype=torch.int8)}
+    given = {**batch(), "things": torch.randint(0, 4, (4, 12, 16, 16), dtype=torch.int8)}
     loss = found(given)
     assert float(loss.total.detach()) == pytest.approx(
         float(loss.parts["error"]) + 0.5 * float(loss.parts["parsed"]), rel=1e-5

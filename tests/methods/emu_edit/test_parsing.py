@@ -34,12 +34,17 @@ def test_every_pixel_tells_its_thing_and_where_its_centre_is():
 def test_rows_tell_things_when_asked_and_nothing_of_maps():
     rows = SceneRows("train", 60, 32, tasks=("depth", "remove"), parsed=True)
     batch = rows.batch(range(60))
-    assert batch["things"].shape == (60, 6, 32, 32)
+    assert batch["things"].shape == (60, 12, 32, 32)
     assert batch["things"].dtype == torch.int8
     for i in range(60):
         row = rows.row(i)
-        of_map = row.meta["kind"] == "depth/from"
-        assert bool((batch["things"][i] == -1).all()) == of_map
+        before, after = batch["things"][i].chunk(2)
+        assert bool((before == -1).all()) == (row.meta["kind"] == "depth/from")
+        assert int(after.min()) >= -STEPS / 2
+        if row.task == "remove":
+            gone = (before[0] > 0) & (before[:4] != after[:4]).any(0)
+            assert bool((gone <= torch.from_numpy(row.mask)).all())
+            assert bool(gone.any())
     assert "things" not in SceneRows("train", 4, 32).batch([0])
 
 

@@ -31,7 +31,7 @@ def batch_of(rows: Sequence[Row], encode: Encode | None = None, parsed: bool = F
 
     `x` the target and `source` the input, both (B, 3, H, W) in [−1, 1]; `task` (B,) int64; `mask` (B, 1, H, W)
     bool; `instruction`, a list of B texts, or in its place what `encode` makes of them; and, if `parsed`, `things`
-    (B, 6, H, W) int8 as `World.things`, all −1 where the input is no picture of the scene.
+    (B, 12, H, W) int8, `World.things` of the input and of the scene after the edit.
     """
     instructions = [row.instruction for row in rows]
     batch: dict[str, Any] = {
@@ -46,11 +46,10 @@ def batch_of(rows: Sequence[Row], encode: Encode | None = None, parsed: bool = F
 
 
 def things_in(row: Row) -> np.ndarray:
-    """What stands where in a row's input, int8 (6, H, W); all −1 where that is a map and no picture."""
-    world = World.of(len(row.image))
-    if row.meta["kind"].endswith("/from"):
-        return np.full((6, world.size, world.size), -1, dtype=np.int8)
-    return world.things(row.meta["scene"])
+    """What stands where before and after an edit, int8 (12, H, W); before is −1 where the input is a map."""
+    world, scene = World.of(len(row.image)), row.meta["scene"]
+    before, after = world.things(scene), world.things(row.meta.get("after", scene))
+    return np.concatenate([np.full_like(before, -1) if row.meta["kind"].endswith("/from") else before, after])
 
 
 def _pixels(pictures: Sequence[np.ndarray]) -> torch.Tensor:

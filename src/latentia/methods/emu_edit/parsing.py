@@ -19,10 +19,11 @@ STEPS = 254.0
 class SceneParser(nn.Module):
     """A linear map on the outcome of each block on the way up, for training alone (deep supervision, Lee et al. 2015).
 
-        loss = mean over blocks of (CE(shape) + Σ_f CE(f | a thing) + E[|offset − said| | a thing]) / 6
+        loss = mean over blocks, before and after, of (CE(shape) + Σ_f CE(f | a thing) + E[|offset − said| | a thing])/6
 
     f: shape, colour, texture, size. Everywhere it is told whether there is a thing; on things, of which shape, colour,
-    texture and size, and how far from its centre. The maps are those of the network's last call.
+    texture and size, and how far from its centre: in the picture as it is, and as it will be once the instruction is
+    carried out. The maps are those of the network's last call.
 
     Args:
         unet: the network that is watched; its weights are not this module's.
@@ -31,7 +32,7 @@ class SceneParser(nn.Module):
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
         widths = tuple(reversed(unet.config.block_out_channels))
-        self.heads = nn.ModuleList(nn.Conv2d(width, sum(FIELDS) + OFFSETS, 1) for width in widths)
+        self.heads = nn.ModuleList(nn.Conv2d(width, 2 * (sum(FIELDS) + OFFSETS), 1) for width in widths)
         self._maps: dict[int, torch.Tensor] = {}
         for place, block in enumerate(unet.up_blocks):
             block.register_forward_hook(self._keeper(place))
@@ -44,10 +45,11 @@ class SceneParser(nn.Module):
         return keep
 
     def forward(self, things: torch.Tensor) -> torch.Tensor:
-        """`World.things` of the inputs (B, 6, H, W) int8, −1 where there is nothing to tell → the mean loss."""
-        losses = [self._loss(head(self._maps[place]), things) for place, head in enumerate(self.heads)]
+        """`World.things` before and after (B, 12, H, W) int8, −1 where there is nothing to tell → the mean loss."""
+        said = [head(self._maps[place]).chunk(2, dim=1) for place, head in enumerate(self.heads)]
         self._maps.clear()
-        return torch.stack(losses).mean()
+        told = things.chunk(2, dim=1)
+        return torch.stack([self._loss(a, b) for both in said for a, b in zip(both, told)]).mean()
 
     def _loss(self, said: torch.Tensor, things: torch.Tensor) -> torch.Tensor:
         cells = things[:, :, :: things.shape[2] // said.shape[2], :: things.shape[3] // said.shape[3]]
