@@ -28,7 +28,7 @@ BATCHES = (1, 64)
 NETWORKS = {
     "autoregressive": {"width": 96, "num_layers": 4, "num_heads": 4},
     "masked": {"width": 96, "num_layers": 4, "num_heads": 4, "patch_size": 1},
-    "maskgit-digits": {"width": 128, "num_layers": 2, "num_heads": 4, "patch_size": 2},
+    "maskgit-digits": {"width": 128, "num_layers": 1, "num_heads": 4, "patch_size": 2},
 }
 GUIDANCE = 1.5
 """What `gpt-digits` needs for pictures as right as those of `maskgit-digits`, which needs none."""

@@ -40,7 +40,7 @@ def maskgit_digits() -> MaskedPrior:
         batch_size=64,
         tokenizer=digit_tokenizer(),
         patch_size=2,
-        transformer=Transformer(width=128, layers=2, heads=4, dropout=0.1),
+        transformer=Transformer(width=128, layers=1, heads=4, dropout=0.1),
         label_dropout=0.1,
         optim=Optim(lr=2e-3, betas=(0.9, 0.96), schedule="cosine", warmup=50, weight_decay=0.05),
         ema=Average(decay=0.999, warmup=True, power=0.75),

@@ -121,15 +121,13 @@ class World:
         """What stands where, int8 (6, size, size): number of shape, colour, texture and size, from 1, 0 for none;
         and how far below and right of the thing's centre a pixel lies, in 254ths of the thing's side."""
         told = np.zeros((6, self.size, self.size), dtype=np.int8)
-        down, right = np.mgrid[0 : self.size, 0 : self.size] + 0.5
-        for thing, seen in zip(scene.things, self.masks(scene)):
-            top, left = self.corner(thing)
-            side = self.sides[thing.size]
-            names = SHAPES.index(thing.shape), tuple(COLOURS).index(thing.colour), TEXTURES.index(thing.texture)
-            for place, number in enumerate((*names, thing.size)):
-                told[place, seen] = number + 1
-            told[4, seen] = (254 * ((down[seen] - top) / side - 0.5)).round()
-            told[5, seen] = (254 * ((right[seen] - left) / side - 0.5)).round()
+        for thing in scene.things:
+            (top, left), side = self.corner(thing), self.sides[thing.size]
+            stamp = thing_stamp(thing.shape, thing.colour, thing.texture, thing.size, side)
+            box = told[:, top : top + side, left : left + side]
+            np.copyto(box, stamp, where=solid(thing.shape, side, thing.pose))
+        if scene.writing is not None:
+            told[:, self.writing_mask(scene)] = 0
         return told
 
     def box(self, scene: Scene, index: int) -> Box:
@@ -201,6 +199,17 @@ class World:
         for thing in scene.things:
             _lay(canvas, *self.corner(thing), patch(thing.shape, self.sides[thing.size], thing.pose))
         return to_uint8(canvas)
+
+
+@lru_cache(maxsize=4096)
+def thing_stamp(shape: str, colour: str, texture: str, size: int, side: int) -> np.ndarray:
+    """What `World.things` tells of a thing's square, int8 (6, side, side)."""
+    names = SHAPES.index(shape), tuple(COLOURS).index(colour), TEXTURES.index(texture)
+    stamp = np.empty((6, side, side), dtype=np.int8)
+    stamp[:4] = np.array([1 + number for number in (*names, size)], dtype=np.int8)[:, None, None]
+    away = (254 * ((np.arange(side) + 0.5) / side - 0.5)).round()
+    stamp[4], stamp[5] = away[:, None], away[None, :]
+    return stamp
 
 
 @lru_cache(maxsize=16)
