@@ -4,7 +4,6 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-
 SHORT = 2**20
 
 

@@ -81,7 +81,7 @@ SIZES: dict[str, Size] = {
             "flowmo-photos": 0.6,
             "post-digits": 1.0,
             "post-photos": 0.6,
-            "ablations": 0.035,
+            "ablations": 0.04,
             "priors": 1.0,
         },
         pictures=2048,
