@@ -62,7 +62,7 @@ def flowmo_digits() -> FlowMoRecipe:
             code_layout="grid",
             anchored=True,
         ),
-        target=FlowTarget(weight_power=1.0, weight_floor=0.1),
+        target=FlowTarget(weight_power=1.0, weight_floor=0.1, times_mean=-0.7),
         steps=10_000,
         batch_size=32,
         perceptual=features,

@@ -109,7 +109,7 @@ def vqgan_photos() -> VQGAN:
     return like(
         vqvae_photos(),
         "vqgan-photos",
-        Perceptual(weight=2.0),
+        Perceptual(),
         Adversary(
             width=32,
             layers=2,
