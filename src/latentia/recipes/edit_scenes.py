@@ -276,7 +276,7 @@ def edit_scenes() -> EditScenes:
     return EditScenes(
         name="edit-scenes",
         image_size=64,
-        steps=6800,
+        steps=5600,
         batch_size=16,
         noise=Noise(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="sample"),
         optim=Optim(lr=2.5e-3, schedule="cosine", warmup=100, betas=(0.9, 0.99), weight_decay=0.01),
