@@ -116,7 +116,7 @@ def test_every_ablation_can_be_built(name, changes):
 def test_samplers_are_the_recipe_s_and_its_ablations():
     found = samplers(flowmo_digits())
     assert {f"{n} steps" for n in (25, 10, 4, 2, 1)} <= set(found)
-    assert found["linear"].rho == 1
+    assert (found["linear"].rho, found["shifted"].rho) == (1, 4)
     assert found["no guidance"].guidance_scale == 1
     assert found["10 steps"] == override(flowmo_digits(), []).build_codec().default_sampler()
 

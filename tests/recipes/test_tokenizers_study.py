@@ -146,7 +146,7 @@ def test_samplers_and_modes(started):
     found = started[1]["stages"]
     assert set(found["samplers"]["digits"]) == {"n", "own", "FlowMo-1A", "FlowMo-1A+1B"}
     rows = found["samplers"]["digits"]["FlowMo-1A"]
-    assert {"25 steps", "10 steps", "4 steps", "2 steps", "1 steps", "linear", "no guidance"} <= set(rows)
+    assert {"25 steps", "10 steps", "4 steps", "2 steps", "1 steps", "linear", "shifted", "no guidance"} <= set(rows)
     row = found["modes"]["digits"]["FlowMo-1A+1B"]
     assert row["deviation"] > 0
     assert row["psnr_of_mean"] > row["psnr"]  # the mean of samples is closer than one
@@ -167,9 +167,9 @@ def test_ablations_are_all_as_long_and_at_equal_bits(tmp_path):
     out = tmp_path / "run"
     run_recipe(tiny("stages=ablations"), out, progress=False)
     stage = read_json(out / "report.json")["stages"]["ablations"]
-    assert list(stage["rows"]) == ["whole", "FSQ", "linear sampler", "no guidance", "no perceptual loss"]
+    assert list(stage["rows"]) == ["whole", "FSQ", "shifted sampler", "no guidance", "no perceptual loss"]
     assert stage["rows"]["FSQ"]["bits"] == stage["rows"]["whole"]["bits"] == 128
-    assert stage["rows"]["linear sampler"]["psnr"] != stage["rows"]["whole"]["psnr"]
+    assert stage["rows"]["shifted sampler"]["psnr"] != stage["rows"]["whole"]["psnr"]
     page = (out / "report.html").read_text()
     assert "Table 4" in page
     assert "<td>13.86</td>" in page

@@ -27,11 +27,13 @@ CURVE, NUMBERS, KEPT = "curve.jsonl", "numbers.json", "curve"
 NOTED = (4, 10)
 """Steps of the sampler at each point of the curve; without guidance, which costs twice."""
 COUNTS = (25, 10, 4, 2, 1)
+SHIFTED = 4.0
+"""The article's ρ."""
 CHUNK = 180
 
 
 def samplers(recipe: FlowMoRecipe) -> dict[str, Sampler]:
-    """By name: fewer and fewer steps, then the ablations of the sampler at the recipe's own number of steps."""
+    """By name: fewer and fewer steps; then both grids, and no guidance or guidance everywhere, in the recipe's own."""
     from latentia.methods.flowmo.sampler import Sampler
 
     own = recipe.sampling
@@ -39,6 +41,7 @@ def samplers(recipe: FlowMoRecipe) -> dict[str, Sampler]:
     found = {f"{n} steps": Sampler(n, own.rho, own.guidance, interval) for n in COUNTS}
     found[f"{steps} steps"] = Sampler(steps, own.rho, own.guidance, interval)
     found["linear"] = Sampler(steps, 1.0, own.guidance, interval)
+    found["shifted"] = Sampler(steps, SHIFTED, own.guidance, interval)
     found["no guidance"] = Sampler(steps, own.rho, 1.0, interval)
     found["guided everywhere"] = Sampler(steps, own.rho, own.guidance, None)
     return found

@@ -99,9 +99,8 @@ def of_samplers(data: str, stage: Mapping[str, Any]) -> Iterator[Claim]:
     name, rows = RULER[data], stage[FIRST_STAGE]
     own = rows[stage["own"]]["frechet"][name]
     note = f"{stage['own']}, n = {stage['n']}"
-    yield at_most(
-        f"{name} of the shifted sampler, below the linear one's", value(rows, "linear", name), own, note, True
-    )
+    linear, shifted = value(rows, "linear", name), value(rows, "shifted", name)
+    yield at_most(f"{name} of the shifted sampler, below the linear one's", linear, shifted, note, True)
     yield at_most(f"{name} of guidance in an interval, below none's", value(rows, "no guidance", name), own, note, True)
 
 

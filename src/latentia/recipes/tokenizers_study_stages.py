@@ -138,7 +138,7 @@ def whole(study: TokenizersStudy, bench: Bench) -> Numbers:
 
 
 def samplers(study: TokenizersStudy, bench: Bench) -> Numbers:
-    """FlowMo in 25 to 1 steps, on a linear grid, without guidance and guided everywhere; after 1A and after 1B."""
+    """FlowMo in 25 to 1 steps, on both grids, without guidance and guided everywhere; after 1A and after 1B."""
     import time
 
     from latentia.recipes.flowmo_judging import reconstruct
@@ -222,7 +222,7 @@ def ablations(study: TokenizersStudy, bench: Bench) -> Numbers:
     return {"n": len(x), "steps": steps, "rows": {name: (rows | alone)[name] for name in order}}
 
 
-SAMPLERS = {"linear sampler": "linear", "no guidance": "no guidance"}
+SAMPLERS = {"shifted sampler": "shifted", "no guidance": "no guidance"}
 """Ablation → its name among `flowmo_judging.samplers`."""
 
 
