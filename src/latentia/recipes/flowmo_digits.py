@@ -31,14 +31,16 @@ def flowmo_digits() -> FlowMoRecipe:
     """FlowMo on scikit-learn's 1,257 training digits at 16×16: 16 code tokens of 8 bits, 0.5 bits per pixel.
 
     Command: latentia train flowmo-digits --out runs/flowmo-digits
-    Cost:    about 23 CPU minutes, 6 of them stage 1B.
-    Expect:  on the 540 test digits, seed 0, in 10 steps: stage 1A 29.8 dB and frechet_digits 0.22, with 1B 30.4 dB and
-             0.19; at equal bits `vqvae-digits` has 32.7 dB and 0.21, `vqgan-digits` 32.9 dB and 0.10. On a linear grid
-             of times 0.16 and 0.15: trained so briefly, the shifted grid does not pay; guidance does (0.26 without).
+    Cost:    about 28 CPU minutes, 8 of them stage 1B, on CPUs with bfloat16; without, add precision=no.
+    Expect:  on the 540 test digits, seed 0, in 10 steps: stage 1A 29.7 dB and frechet_digits 0.127, with 1B 29.9 dB and
+             0.104; at equal bits `vqvae-digits` has 32.7 dB and 0.21, `vqgan-digits` 32.9 dB and 0.105. On the
+             article's grid (sampling.rho=4) 0.139 and 0.186. Without guidance 0.133 and 0.095. After 1B, which only
+             ever starts chains of many steps, fewer than 4 steps are of no use.
 
     Differs from the article where its choices are made for long training. Each code token starts from the patch that it
     stands on (`anchored`) and is one of 256 learned codes (`vq_ema`): 26 dB after half a CPU minute, where free tokens
-    of sign bits had 20 to 21 after a whole one. The decoder says x̂₀ (not v), and errors weigh 1/max(t, 0.1).
+    of sign bits had 20 to 21 after a whole one. The decoder's answer is preconditioned, errors weigh 1/max(t, 0.1), and
+    times lie nearer to the picture: a code tells a digit to within 0.06, so that x_t adds nothing until t is small.
     """
     features = Perceptual(kind="photo_features", weight=0.1)
     return FlowMoRecipe(

@@ -22,13 +22,14 @@ def maskgit_digits() -> MaskedPrior:
     """MaskGIT on scikit-learn's 1,257 training digits at 32×32, class-conditional: 64 tokens in 8 rounds.
 
     Command: latentia train maskgit-digits --out runs/maskgit-digits
-    Cost:    about 4 CPU minutes.
-    Expect:  accuracy_digits 0.983 ± 0.006 in 8 rounds, without guidance (540 pictures, 3 seeds, at least 0.95);
-             frechet_digits 3 to 4; nearest-training-image distance 1.1 × held-out images'. With 4 layers 0.99, and half
-             as fast.
+    Cost:    about 2 CPU minutes.
+    Expect:  accuracy_digits 0.985 in 8 rounds, without guidance (540 pictures, seed 0, at least 0.95); frechet_digits
+             3; nearest-training-image distance 1.2 × held-out images'. A single picture is drawn 5.7 × as fast as by
+             `gpt-digits` with guidance, 5.1 × without. With 2 layers accuracy is 0.983 ± 0.006, and speed 4.3 ×.
 
-    2×2 tokens share a position, so that a round costs a quarter. What counts as confident is noisier than in MaskGIT:
-    with choice_temperature=4.5 pictures are sharper, and less like all that there are (frechet_digits 5).
+    2×2 tokens share a position, so that a round costs a quarter, and one layer is enough for 16 positions. What counts
+    as confident is noisier than in MaskGIT: with choice_temperature=4.5 pictures are sharper, and less like all that
+    there are (frechet_digits 5).
     """
     return MaskedPrior(
         name="maskgit-digits",
