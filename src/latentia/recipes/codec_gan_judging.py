@@ -36,9 +36,9 @@ def held_out(recipe: CodecGAN, split: str) -> torch.Tensor:
 def rulers(recipe: CodecGAN, out: Path) -> list[FeatureNetwork]:
     """The ruler of the recipe's data: `digits` for digits, `photo_features` for photographs; none for other data."""
     if recipe.data == "digits":
-        from latentia.recipes.judge import train_judge
+        from latentia.recipes.judge import digits_judge
 
-        return [train_judge("digits", recipe.images("train"), recipe.images("test"), progress=False)[0]]
+        return [digits_judge(recipe.image_size)]
     if recipe.data == "photos" and recipe.image_channels == 3:
         from latentia.recipes.photo_features import FOLDER, ruler
 

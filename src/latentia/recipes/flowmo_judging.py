@@ -50,12 +50,11 @@ def samplers(recipe: FlowMoRecipe) -> dict[str, Sampler]:
 def ruler(recipe: FlowMoRecipe, bench: Bench) -> FeatureNetwork:
     """What the Fréchet distance is measured on: the digits' judge, or the ruler of photographs."""
     if "ruler" not in bench.parts:
-        from latentia.recipes.judge import train_judge
+        from latentia.recipes.judge import digits_judge
         from latentia.recipes.photo_features import ruler as photo_ruler
 
         if recipe.data == "digits":
-            judge, _ = train_judge("digits", recipe.images(), recipe.images("test"), progress=False)
-            bench.keep("ruler", judge)
+            bench.keep("ruler", digits_judge(recipe.image_size))
         else:
             bench.keep("ruler", photo_ruler(None if bench.out is None else bench.out / "features"))
     found: FeatureNetwork = bench.parts["ruler"]

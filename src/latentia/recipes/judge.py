@@ -50,6 +50,16 @@ def train_judge(
     return classifier.eval(), class_accuracy(classifier, test_images, test_labels)
 
 
+def digits_judge(size: int) -> ConvClassifier:
+    """The judge of what codecs make of digits: one network for all of them, trained on the digits as they are.
+
+    A codec may learn from turned ones as well; a judge that did would measure something else.
+    """
+    from latentia.data.digits import digits
+
+    return train_judge("digits", digits("train", size), digits("test", size), progress=False)[0]
+
+
 def everything(data: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     """All images (N, C, H, W) and labels (N,) of a data set, in memory; labels are 0 where it has none."""
     batch = data.batch(range(len(data)))

@@ -62,14 +62,12 @@ def ruler(bench: Bench, data: str) -> Any:
 
 def digits_ruler(folder: Path) -> Any:
     """The classifier of 16×16 digits that judges every codec of digits."""
-    from latentia.data.digits import digits
     from latentia.metrics.classifier import ConvClassifier
-    from latentia.recipes.judge import train_judge
+    from latentia.recipes.judge import digits_judge
 
     kept = folder / "digits"
     if not (kept / "config.json").is_file():
-        size = BITS["digits"][0]
-        train_judge("digits", digits("train", size), digits("test", size), progress=False)[0].save_pretrained(kept)
+        digits_judge(BITS["digits"][0]).save_pretrained(kept)
     return ConvClassifier.from_pretrained(kept).eval().requires_grad_(False)
 
 
