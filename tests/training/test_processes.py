@@ -226,6 +226,7 @@ def test_processes_find_each_other_whatever_the_device_is_called(device):
     def target(rank):
         found = start_accelerator(Settings(device=device))
         assert (found.num_processes, found.process_index) == (2, rank)
+        found.wait_for_everyone()  # who leaves while the other still connects takes it down
 
     assert torchrun(target) == [0, 0]
 
