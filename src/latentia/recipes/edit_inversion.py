@@ -61,7 +61,7 @@ class EditInversion(Recipe):
         default="nearest", description="nearest (task with the least loss), mean of all, or a task; not for scratch"
     )
     objective: EditTarget = Field(  # nobody tells which pixels an own task edits: a mask of all would open the gate
-        default=EditTarget(dropout=0.0, gate_weight=0.0, parse_weight=0.0), description="what is minimised"
+        default=EditTarget(dropout=0.0, gate_weight=0.0), description="what is minimised"
     )
     optim: Optim = Field(
         default=Optim(lr=0.3, schedule="cosine", final_lr=0.05, warmup=10),

@@ -272,11 +272,16 @@ def edit_scenes() -> EditScenes:
     Expect:  on held-out phrasings, pairs of shape and colour, and backgrounds (one seed, 64 rows a task): mask IoU
              0.70, box IoU 0.55, region tasks success 0.22 and 30.9 dB outside the edit, all sixteen success 0.30 and
              gain 0.69; copying the input has success and gain 0 everywhere. Tasks told from the words in 0.999.
+
+    With editor.affine=true objective.parse_weight=0.2 steps=5600 things are found better (mask IoU 0.73, 32.6 dB
+    outside; in twenty steps 0.75), boxes worse (0.49); region tasks succeed in 0.24, all in 0.28. On training's own
+    split that editor has mask IoU 0.87 and box IoU 0.72, but local 0.10 and texture 0.04: it finds what is meant, and
+    does not paint what the words say.
     """
     return EditScenes(
         name="edit-scenes",
         image_size=64,
-        steps=5600,
+        steps=6800,
         batch_size=16,
         noise=Noise(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="sample"),
         optim=Optim(lr=2.5e-3, schedule="cosine", warmup=100, betas=(0.9, 0.99), weight_decay=0.01),

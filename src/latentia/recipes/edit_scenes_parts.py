@@ -58,7 +58,7 @@ class Editor(Value):
     pooled_text: bool = Field(default=True, description="the sentence as a vector goes to every residual block")
     noise_gain: bool = Field(default=True, description="x_t is weighed by a learned number that starts at zero")
     copy_gate: bool = Field(default=True, description="say where to edit, and leave the rest as it is")
-    affine: bool = Field(default=True, description="say edits as a change of what is there and a shift")
+    affine: bool = Field(default=False, description="say edits as a change of what is there and a shift")
 
     def build(self, size: int, num_tasks: int, text: Instructions) -> EmuEditModel:
         """The network for pictures of (3, size, size)."""
@@ -93,7 +93,7 @@ class Editor(Value):
             pooled_text=self.pooled_text,
             noise_gain=self.noise_gain,
             copy_gate=self.copy_gate,
-            affine=self.affine and self.copy_gate,
+            affine=self.affine,
         )
         attend_sharply_(model.unet, text.length)
         return model
@@ -110,7 +110,7 @@ class EditTarget(Value):
     )
     change_weight: Fraction = Field(default=0.5, description="share of the loss that is about edited pixels")
     gate_weight: NonNegativeFloat = Field(default=1.0, description="weight of the copy gate's cross entropy")
-    parse_weight: NonNegativeFloat = Field(default=0.2, description="weight of telling what stands where")
+    parse_weight: NonNegativeFloat = Field(default=0.0, description="weight of telling what stands where")
     terminal_share: Fraction = Field(default=0.9, description="share of samples that are pure noise")
 
 
