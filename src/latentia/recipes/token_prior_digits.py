@@ -24,8 +24,8 @@ def maskgit_digits() -> MaskedPrior:
     Command: latentia train maskgit-digits --out runs/maskgit-digits
     Cost:    about 2 CPU minutes.
     Expect:  accuracy_digits 0.985 in 8 rounds, without guidance (540 pictures, seed 0, at least 0.95); frechet_digits
-             3; nearest-training-image distance 1.2 × held-out images'. A single picture is drawn 5.7 × as fast as by
-             `gpt-digits` with guidance, 5.1 × without. With 2 layers accuracy is 0.983 ± 0.006, and speed 4.3 ×.
+             3; nearest-training-image distance 1.2 × held-out images'. A single picture is drawn 6.0 × as fast as by
+             `gpt-digits` with guidance, 5.3 × without. With 2 layers accuracy is 0.983 ± 0.006, and speed 4.3 ×.
 
     2×2 tokens share a position, so that a round costs a quarter, and one layer is enough for 16 positions. What counts
     as confident is noisier than in MaskGIT: with choice_temperature=4.5 pictures are sharper, and less like all that

@@ -1,4 +1,4 @@
-"""SceneParser: what stands where, told from the network's maps, so that it learns to see before it learns to paint."""
+"""SceneParser: what stands where, told from the network's maps; for training alone."""
 
 from typing import Any
 
