@@ -146,10 +146,21 @@ def test_words_are_learnt_from_the_maximum_of_the_tokens():
     assert batch["facts"].shape == (2, len(data.places))
     assert batch["facts"][0].sum() >= 3
     torch.manual_seed(0)
-    objective = FactsObjective(recipe.text.build(), 16, len(data.places))
+    objective = FactsObjective(recipe.text.build(), torch.nn.Linear(16, len(data.places)))
     loss = objective(batch)
     assert float(loss.total.detach()) == pytest.approx(len(data.places) * np.log(2), rel=0.5)
     assert 0 <= loss.parts["found"] <= 1
+
+
+def test_editor_keeps_what_tells_facts():
+    recipe, bench = override(edit_scenes(), [*TINY, SOME, "editor.facts=true"]), Bench()
+    for _, build in recipe.phases(bench)[:2]:
+        build()
+    model, head = bench.module("model"), bench.module("facts")
+    assert model.config.facts == head.out_features > 10
+    assert torch.equal(model.facts.weight, head.weight)
+    assert not model.facts.weight.requires_grad
+    assert model.of_facts.weight.requires_grad
 
 
 def test_means_and_what_a_copy_beats():

@@ -118,6 +118,8 @@ class EditScenes(Recipe):
 
     def words_phase(self, bench: Bench) -> Phase:
         """Train the text encoder on what instructions ask for."""
+        from torch import nn
+
         from latentia.conditioners.prompts import token_ids
         from latentia.recipes.edit_scenes_words import Facts, FactsObjective
         from latentia.training.phase import Phase
@@ -127,7 +129,7 @@ class EditScenes(Recipe):
         data = Facts(lambda texts: token_ids(tokenizer, texts)[:, 0], ROWS, self.seed, self.tasks, self.drawn())
         return Phase(
             name="words",
-            objective=FactsObjective(text_encoder, self.text.width, len(data.places)),
+            objective=FactsObjective(text_encoder, bench.keep("facts", nn.Linear(self.text.width, len(data.places)))),
             data=data,
             steps=self.text.steps,
             batch_size=self.text.batch_size,
@@ -143,7 +145,7 @@ class EditScenes(Recipe):
         from latentia.training.phase import Phase
 
         tokenizer = bench.parts["tokenizer"]
-        model = bench.keep("model", self.editor.build(self.image_size, len(TASKS), self.text))
+        model = bench.keep("model", self.editor.build(self.image_size, len(TASKS), self.text, bench.module("facts")))
         scheduler = bench.keep("scheduler", self.scheduler())
         rows = SceneRows(
             "train",

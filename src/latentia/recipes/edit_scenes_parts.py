@@ -14,6 +14,8 @@ from latentia.recipes.parts import Fraction, Optim, Widths
 from latentia.recipes.recipe import Value
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from latentia.methods.emu_edit.model import EmuEditModel
 
 HARDER = {"local": 2.0, "texture": 1.5, "add": 2.0, "remove": 1.5, "background": 1.0, "detect": 1.5, "segment": 2.0}
@@ -56,12 +58,13 @@ class Editor(Value):
     task_dim: PositiveInt = Field(default=64, description="width of a task's vector")
     task_tokens: NonNegativeInt = Field(default=4, description="tokens that a task adds to the text")
     pooled_text: bool = Field(default=True, description="the sentence as a vector goes to every residual block")
+    facts: bool = Field(default=False, description="so do the facts that phase `words` tells, each by itself")
     noise_gain: bool = Field(default=True, description="x_t is weighed by a learned number that starts at zero")
     copy_gate: bool = Field(default=True, description="say where to edit, and leave the rest as it is")
     affine: bool = Field(default=False, description="say edits as a change of what is there and a shift")
 
-    def build(self, size: int, num_tasks: int, text: Instructions) -> EmuEditModel:
-        """The network for pictures of (3, size, size)."""
+    def build(self, size: int, num_tasks: int, text: Instructions, facts: nn.Linear | None = None) -> EmuEditModel:
+        """The network for pictures of (3, size, size), which takes over and keeps what tells the `facts`."""
         from latentia.methods.emu_edit.model import EmuEditModel
 
         reads = [level in self.attention for level in range(len(self.channels))]
@@ -91,10 +94,14 @@ class Editor(Value):
             task_std=1.0,
             position_channels=self.position_channels,
             pooled_text=self.pooled_text,
+            facts=facts.out_features if self.facts and facts is not None else 0,
             noise_gain=self.noise_gain,
             copy_gate=self.copy_gate,
             affine=self.affine,
         )
+        if model.facts is not None and facts is not None:
+            model.facts.load_state_dict(facts.state_dict())
+            model.facts.requires_grad_(False)
         attend_sharply_(model.unet, text.length)
         return model
 

@@ -105,10 +105,9 @@ class FactsObjective(Objective):
     Parts: `found`, the share of the stated facts that are told. Reads `input_ids` and `facts` from the batch.
     """
 
-    def __init__(self, text_encoder: nn.Module, width: int, count: int) -> None:
+    def __init__(self, text_encoder: nn.Module, head: nn.Linear) -> None:
         super().__init__()
-        self.text_encoder = text_encoder
-        self.head = nn.Linear(width, count)
+        self.text_encoder, self.head = text_encoder, head
 
     def forward(self, batch: Batch, turn: str = "main", step: int = 0) -> Loss:
         """See the class."""

@@ -13,7 +13,7 @@ def flowmo_photos() -> FlowMoRecipe:
     Cost:    about 1 CPU hour; the bits are those of `vqvae-photos` and `vqgan-photos`.
     Expect:  the whole run is not measured. With steps=2000 post.steps=60 (10 CPU minutes, report photographs, seed 0),
              10 steps: 26.9 dB and frechet_photo_features 1.93, on the article's grid (sampling.rho=4) 26.4 dB and 2.89;
-             `vqvae-photos` has 28.7 dB and 2.75, `vqgan-photos` 27.8 dB and 2.24.
+             `vqvae-photos` has 28.7 dB and 2.75, `vqgan-photos` 27.6 dB and 1.67.
 
     The design is that of `flowmo-digits`. Tiles of the training photographs, in full and half size and mirrored; judged
     on other photographs.

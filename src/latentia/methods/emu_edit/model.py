@@ -24,6 +24,9 @@ from latentia.nn.init import zero_
 GATE_MARGIN = 0.02
 """A gate this near to 0 or 1 counts as closed or open, so that what is not edited stays exactly as it was."""
 
+FACT_STD = 0.3
+"""Deviation of a told fact's vector at the start: the half dozen that a sentence states then move the embedding by 1."""
+
 FIXED = ("in_channels", "out_channels", "class_embed_type", "num_class_embeds", "sample_size")
 """Arguments of the UNet that follow from those of the model."""
 
@@ -101,6 +104,8 @@ class EmuEditModel(ModelMixin):
         position_channels: channels of a learned map that the UNet sees beside the sample, for tasks about places.
         pooled_text: the greatest value of each feature over the text's tokens goes into the time embedding too: short
             trainings learn from it soonest what concerns the whole picture.
+        facts: so many statements are read off those greatest values, σ(W max_l h_l), and told to the time embedding:
+            W is learnt from sentences alone, before (`edit-scenes`, phase `words`), and kept. 0 for none.
         noise_gain: x_t is multiplied by a learned number w(t) that starts at zero, so that short trainings first learn
             from the source alone, and x_t comes in where it helps (a preconditioning that needs no schedule).
         copy_gate, affine: see above.
@@ -123,6 +128,7 @@ class EmuEditModel(ModelMixin):
         task_std: float = 0.02,
         position_channels: int = 0,
         pooled_text: bool = False,
+        facts: int = 0,
         noise_gain: bool = False,
         copy_gate: bool = False,
         affine: bool = False,
@@ -131,6 +137,7 @@ class EmuEditModel(ModelMixin):
         check_counts(self.config, ("sample_size", "in_channels", "patch_size", "num_tasks"), ("task_dim",))
         check_count("task_tokens", task_tokens, 0, ConfigError)
         check_count("position_channels", position_channels, 0, ConfigError)
+        check_count("facts", facts, 0, ConfigError)
         check_number("task_std", task_std, 0)
         given = [name for name in FIXED if name in unet]
         if given:
@@ -154,6 +161,10 @@ class EmuEditModel(ModelMixin):
         self.to_tokens = nn.Linear(width, max(1, task_tokens) * self.unet.context_channels, bias=False)
         text, emb = self.unet.context_channels, self.unet.emb_channels
         self.pooled = nn.Sequential(nn.LayerNorm(text), nn.Linear(text, emb)) if pooled_text else None
+        self.facts = nn.Linear(text, facts) if facts else None
+        self.of_facts = nn.Linear(facts, emb, bias=False) if facts else None
+        if self.of_facts is not None:
+            nn.init.normal_(self.of_facts.weight, std=FACT_STD)
         self.gain = nn.Linear(self.unet.time_proj.dim, 1) if noise_gain else None
         if self.gain is not None:
             zero_(self.gain)
@@ -213,6 +224,8 @@ class EmuEditModel(ModelMixin):
         told = self.to_time(vectors)
         if self.pooled is not None:
             told = told + self.pooled(encoder_hidden_states.amax(dim=1))
+        if self.facts is not None and self.of_facts is not None:
+            told = told + self.of_facts(torch.sigmoid(self.facts(encoder_hidden_states.amax(dim=1))))
         said = self.unet(
             self._inputs(self._weighed(sample, timestep), source),
             timestep,
