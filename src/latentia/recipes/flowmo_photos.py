@@ -11,9 +11,10 @@ def flowmo_photos() -> FlowMoRecipe:
 
     Command: latentia train flowmo-photos --out runs/flowmo-photos
     Cost:    about 1 CPU hour; the bits are those of `vqvae-photos` and `vqgan-photos`.
-    Expect:  the whole run is not measured. With steps=2000 post.steps=60 (10 CPU minutes, report photographs, seed 0),
-             10 steps: 26.9 dB and frechet_photo_features 1.93, on the article's grid (sampling.rho=4) 26.4 dB and 2.89;
-             `vqvae-photos` has 28.7 dB and 2.75, `vqgan-photos` 27.6 dB and 1.67.
+    Expect:  with steps=6000 post.steps=240 (36 CPU minutes, 630 report tiles, seed 0, 10 steps): 27.1 dB and
+             frechet_photo_features 0.91 after stage 1A, 27.8 dB and 1.45 after 1B; on the article's grid
+             (sampling.rho=4) 1.24, without guidance 1.3. `vqvae-photos` has 28.6 dB and 2.72, `vqgan-photos` 27.6 dB
+             and 1.67. The whole run is not measured.
 
     The design is that of `flowmo-digits`. Tiles of the training photographs, in full and half size and mirrored; judged
     on other photographs.

@@ -25,7 +25,7 @@ GATE_MARGIN = 0.02
 """A gate this near to 0 or 1 counts as closed or open, so that what is not edited stays exactly as it was."""
 
 FACT_STD = 0.3
-"""Deviation of a told fact's vector at the start: the half dozen that a sentence states then move the embedding by 1."""
+"""Deviation of a fact's vector at the start: the half dozen that a sentence states move the embedding by about 1."""
 
 FIXED = ("in_channels", "out_channels", "class_embed_type", "num_class_embeds", "sample_size")
 """Arguments of the UNet that follow from those of the model."""
