@@ -32,10 +32,10 @@ def flowmo_digits() -> FlowMoRecipe:
 
     Command: latentia train flowmo-digits --out runs/flowmo-digits
     Cost:    about 23 CPU minutes, 6 of them stage 1B.
-    Expect:  on the 540 test digits, seed 0, in 10 steps: frechet_digits 0.16 after stage 1A, 0.15 after 1B; on the
-             article's grid (sampling.rho=4) 0.22 and 29.8 dB, 0.19 and 30.4 dB: trained so briefly, it does not pay;
-             guidance does (0.26 without). At equal bits `vqvae-digits` has 32.7 dB and 0.21, `vqgan-digits` 32.9 dB
-             and 0.10.
+    Expect:  on the 540 test digits, seed 0, in 10 steps: frechet_digits 0.16 to 0.19 after stage 1A, 0.15 to 0.18
+             after 1B (two runs); on the article's grid (sampling.rho=4) 0.22 to 0.29 and 29.8 dB, 0.19 to 0.21 and
+             30.4 dB: trained so briefly, it does not pay; guidance does (0.26 to 0.32 without). At equal bits
+             `vqvae-digits` has 32.7 dB and 0.21, `vqgan-digits` 32.9 dB and 0.11.
 
     Preconditioned predictions are ahead after 1,000 steps (0.36 against 0.48) and behind in the end: 10,000 steps in
     bfloat16 with times_mean=-0.7 reach 29.7 dB and 0.23, and 1B then unlearns to start from pure noise.
