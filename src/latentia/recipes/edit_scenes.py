@@ -145,7 +145,7 @@ class EditScenes(Recipe):
         from latentia.training.phase import Phase
 
         tokenizer = bench.parts["tokenizer"]
-        model = bench.keep("model", self.editor.build(self.image_size, len(TASKS), self.text, bench.module("facts")))
+        model = bench.keep("model", self.editor.build(self.image_size, len(TASKS), self.text, bench.parts["facts"]))
         scheduler = bench.keep("scheduler", self.scheduler())
         rows = SceneRows(
             "train",
