@@ -102,7 +102,8 @@ class FactsObjective(Objective):
 
         total = sum over facts of the cross entropy, mean over the batch
 
-    Parts: `found`, the share of the stated facts that are told. Reads `input_ids` and `facts` from the batch.
+    `head`, (B, width) → (B, facts) logits, is trained along. Parts: `found`, the share of the stated facts that are
+    told. Reads `input_ids` and `facts` from the batch.
     """
 
     def __init__(self, text_encoder: nn.Module, head: nn.Linear) -> None:

@@ -169,6 +169,18 @@ def test_patches_positions_sentence_and_gain():
     assert not torch.allclose(gained(x + 1, t, text, source=source).sample, gained(x, t, text, source=source).sample)
 
 
+@torch.no_grad()
+def test_facts_are_told_from_the_greatest_features():
+    model = shaken(pixels(facts=7))
+    x, t, text, source = inputs()
+    before = model(x, t, text, source=source).sample
+    model.facts.bias.copy_(torch.full((7,), -1e4))  # nothing is stated
+    silent = model(x, t, text, source=source).sample
+    assert not torch.allclose(before, silent)
+    model.of_facts.weight.mul_(3)
+    assert torch.equal(model(x, t, text, source=source).sample, silent)
+
+
 def test_waves_are_smooth_and_differ():
     maps = waves(6, 8)
     assert maps.shape == (1, 6, 8, 8)
@@ -217,6 +229,7 @@ def test_bad_input_is_explained(change, message):
         ({"sample_size": 15}, "multiple of patch_size"),
         ({"num_tasks": 0}, "num_tasks"),
         ({"affine": True}, "needs copy_gate"),
+        ({"facts": -1}, "facts"),
         ({"task_tokens": -1}, "task_tokens"),
     ],
 )

@@ -25,7 +25,7 @@ GATE_MARGIN = 0.02
 """A gate this near to 0 or 1 counts as closed or open, so that what is not edited stays exactly as it was."""
 
 FACT_STD = 0.3
-"""Deviation of a fact's vector at the start: the half dozen that a sentence states move the embedding by about 1."""
+"""Deviation of a fact's vector at the start: the half dozen that a sentence states move the embedding by about 0.7."""
 
 FIXED = ("in_channels", "out_channels", "class_embed_type", "num_class_embeds", "sample_size")
 """Arguments of the UNet that follow from those of the model."""
@@ -222,10 +222,11 @@ class EmuEditModel(ModelMixin):
         vectors = self.task_vectors(task, len(sample))
         states, bias = self._tokens(encoder_hidden_states, vectors, encoder_attention_mask)
         told = self.to_time(vectors)
+        greatest = encoder_hidden_states.amax(dim=1)
         if self.pooled is not None:
-            told = told + self.pooled(encoder_hidden_states.amax(dim=1))
+            told = told + self.pooled(greatest)
         if self.facts is not None and self.of_facts is not None:
-            told = told + self.of_facts(torch.sigmoid(self.facts(encoder_hidden_states.amax(dim=1))))
+            told = told + self.of_facts(torch.sigmoid(self.facts(greatest)))
         said = self.unet(
             self._inputs(self._weighed(sample, timestep), source),
             timestep,
