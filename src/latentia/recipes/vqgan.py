@@ -105,8 +105,8 @@ def vqgan_photos() -> VQGAN:
     The published adaptive weight does not do here. A discriminator that is soon sure of both sides has steep slopes, so
     the weight falls to 0.0008 and the pull with it: 2.24. One that R1 keeps flat has none, the weight follows to 2–13
     and breaks the reconstruction: 2.21 and 24.6 dB. In trials that went on from one codec at step 2,000, a constant
-    0.03 reached 1.95 and 0.06 was too much (2.5), but not with a little R1; taken is 0.1 with R1. It joins late, and its
-    learning rate falls with the codec's.
+    0.03 reached 1.95 and 0.06 was too much (2.5), but not with a little R1; taken is 0.1 with R1. It joins late, and
+    its learning rate falls with the codec's.
     """
     return like(
         vqvae_photos(),
