@@ -62,6 +62,7 @@ class Editor(Value):
     noise_gain: bool = Field(default=True, description="x_t is weighed by a learned number that starts at zero")
     copy_gate: bool = Field(default=True, description="say where to edit, and leave the rest as it is")
     affine: bool = Field(default=False, description="say edits as a change of what is there and a shift")
+    paints: NonNegativeInt = Field(default=0, description="colours that the words mix, and edits are painted with")
 
     def build(self, size: int, num_tasks: int, text: Instructions, facts: nn.Linear | None = None) -> EmuEditModel:
         """The network for pictures of (3, size, size), which takes over and keeps what tells the `facts`."""
@@ -98,6 +99,7 @@ class Editor(Value):
             noise_gain=self.noise_gain,
             copy_gate=self.copy_gate,
             affine=self.affine,
+            paints=self.paints,
         )
         if model.facts is not None and facts is not None:
             model.facts.load_state_dict(facts.state_dict())

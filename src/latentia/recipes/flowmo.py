@@ -93,7 +93,7 @@ class FlowMoRecipe(CodecTraining):
         return pretext_phase(network, self.images(), chosen.pretext, chosen.steps)
 
     def regression_phase(self, bench: Bench) -> Phase:
-        """Train another codec by regression; its encoder is taken over."""
+        """Train another codec by regression; pretraining goes on from it."""
         from latentia.methods.flowmo.objectives import FlowMoRegression
 
         regressor = bench.keep("regressor", self.build_codec())
@@ -101,13 +101,11 @@ class FlowMoRecipe(CodecTraining):
         return self._phase(bench, "regression", objective, self.regression_steps)
 
     def pretraining_phase(self, bench: Bench) -> Phase:
-        """Stage 1A; with a regressor, its encoder is taken over and stays."""
+        """Stage 1A; with a regressor, it goes on from there and the encoder stays."""
         codec = bench.keep("codec", self.build_codec())
         if self.regression_steps:
             regressor: Any = bench.parts["regressor"]
-            codec.encoder.load_state_dict(regressor.encoder.state_dict())
-            if self.sizes.quantizer != "none":  # a codebook belongs to the encoder that it follows
-                codec.quantizer.load_state_dict(regressor.quantizer.state_dict())
+            codec.load_state_dict(regressor.state_dict())
         return self._phase(bench, "pretraining", self.flow_objective(bench, self.regression_steps > 0), self.steps)
 
     def frozen_phase(self, bench: Bench) -> Phase:

@@ -150,6 +150,22 @@ def test_affine_edits_change_what_is_there_and_start_as_a_copy():
 
 
 @torch.no_grad()
+def test_paints_are_mixed_by_words_and_task_and_laid_on_by_the_maps():
+    model = shaken(pixels(copy_gate=True, pooled_text=True, paints=2))
+    x, t, text, source = inputs()
+    model.unet.conv_out.weight.zero_()
+    bias = model.unet.conv_out.bias.zero_()
+    assert len(bias) == (3 + 2 + 1) * 4
+    bias[20:] = 9.0  # the gate, open
+    bias[12:16], bias[16:20] = 0.5, 1.0  # how much of each paint
+    task = torch.tensor([3, 5])
+    told = model.to_time(model.task_vectors(task, 2)) + model.pooled(text.amax(1))
+    first, second = model.mix(told).view(2, 2, 3).unbind(1)
+    expected = (0.5 * first + second)[:, :, None, None].expand_as(source)
+    assert model(x, t, text, source=source, task=task).sample == pytest.approx(expected, abs=1e-5)
+
+
+@torch.no_grad()
 def test_patches_positions_sentence_and_gain():
     model = shaken(pixels(position_channels=5, pooled_text=True))
     x, t, text, source = inputs()
@@ -228,7 +244,8 @@ def test_bad_input_is_explained(change, message):
         ({"unet": {**UNET, "in_channels": 3}}, "in_channels follow"),
         ({"sample_size": 15}, "multiple of patch_size"),
         ({"num_tasks": 0}, "num_tasks"),
-        ({"affine": True}, "needs copy_gate"),
+        ({"affine": True}, "need copy_gate"),
+        ({"paints": 2}, "need copy_gate"),
         ({"facts": -1}, "facts"),
         ({"task_tokens": -1}, "task_tokens"),
     ],

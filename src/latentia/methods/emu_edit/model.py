@@ -89,7 +89,9 @@ class EmuEditModel(ModelMixin):
     so that what is not edited stays as it was. Then the prediction is x̂₀ (`prediction_type` "sample" of the scheduler:
     v would be (α x_t − x̂₀)/σ, and lose those equal digits on the way). Without, it is what the scheduler says. With
     `affine` besides, y = (1 + a) · source + d, and the network says a and d, both zero at the start: what keeps some of
-    the picture, be it a tone, a texture or an edge, need not paint it anew.
+    the picture, be it a tone, a texture or an edge, need not paint it anew. With `paints` = K > 0, y gains Σ_k m_k c_k:
+    K colours that a linear map mixes from the words and the task alone, and maps m_k of where each goes, zero at the
+    start. What "red" looks like is then learnt once for all places and tasks.
 
     Args:
         unet: arguments of `UNet2DConditionModel`; in_channels, out_channels, sample_size and class_embed_type follow
@@ -108,7 +110,7 @@ class EmuEditModel(ModelMixin):
             W is learnt from sentences alone, before (`edit-scenes`, phase `words`), and kept. 0 for none.
         noise_gain: x_t is multiplied by a learned number w(t) that starts at zero, so that short trainings first learn
             from the source alone, and x_t comes in where it helps (a preconditioning that needs no schedule).
-        copy_gate, affine: see above.
+        copy_gate, affine, paints: see above.
 
     Raises `ConfigError` for values out of range or arguments of the UNet that are not the caller's.
     """
@@ -132,24 +134,26 @@ class EmuEditModel(ModelMixin):
         noise_gain: bool = False,
         copy_gate: bool = False,
         affine: bool = False,
+        paints: int = 0,
     ) -> None:
         super().__init__()
         check_counts(self.config, ("sample_size", "in_channels", "patch_size", "num_tasks"), ("task_dim",))
         check_count("task_tokens", task_tokens, 0, ConfigError)
         check_count("position_channels", position_channels, 0, ConfigError)
         check_count("facts", facts, 0, ConfigError)
+        check_count("paints", paints, 0, ConfigError)
         check_number("task_std", task_std, 0)
         given = [name for name in FIXED if name in unet]
         if given:
             raise ConfigError(f"unet: {', '.join(given)} follow from the other arguments: leave them out")
-        if affine and not copy_gate:
-            raise ConfigError("affine is a form of the edit behind a gate: it needs copy_gate=True")
+        if (affine or paints) and not copy_gate:
+            raise ConfigError("affine and paints are forms of the edit behind a gate: they need copy_gate=True")
         if sample_size % patch_size:
             raise ConfigError(f"sample_size {sample_size} is not a multiple of patch_size {patch_size}")
         grid, area = sample_size // patch_size, patch_size**2
         self.unet = TaskUNet(
             in_channels=2 * in_channels * area + position_channels,
-            out_channels=((1 + affine) * in_channels + copy_gate) * area,
+            out_channels=((1 + affine) * in_channels + paints + copy_gate) * area,
             class_embed_type="identity",
             sample_size=grid,
             **unet,
@@ -165,6 +169,7 @@ class EmuEditModel(ModelMixin):
         self.of_facts = nn.Linear(facts, emb, bias=False) if facts else None
         if self.of_facts is not None:
             nn.init.normal_(self.of_facts.weight, std=FACT_STD)
+        self.mix = nn.Linear(emb, paints * in_channels) if paints else None
         self.gain = nn.Linear(self.unet.time_proj.dim, 1) if noise_gain else None
         if self.gain is not None:
             zero_(self.gain)
@@ -236,7 +241,8 @@ class EmuEditModel(ModelMixin):
             return_dict=False,
         )[0]
         said = said.to(sample.dtype)
-        out = self._gated(said, source) if self.config.copy_gate else EmuEditOutput(self._pixels(said))
+        colours = None if self.mix is None else self.mix(told)
+        out = self._gated(said, source, colours) if self.config.copy_gate else EmuEditOutput(self._pixels(said))
         return out if return_dict else (out.sample,)
 
     def _check_pictures(self, sample: torch.Tensor, source: torch.Tensor) -> None:
@@ -284,12 +290,14 @@ class EmuEditModel(ModelMixin):
     def _pixels(self, said: torch.Tensor) -> torch.Tensor:
         return F.pixel_shuffle(said, self.config.patch_size)
 
-    def _gated(self, said: torch.Tensor, source: torch.Tensor) -> EmuEditOutput:
-        fine = self._pixels(said)
-        y, logits = fine[:, :-1], fine[:, -1:]
-        if self.config.affine:
-            gain, shift = y.chunk(2, dim=1)
-            y = torch.addcmul(shift, 1 + gain, source)
+    def _gated(self, said: torch.Tensor, source: torch.Tensor, colours: torch.Tensor | None) -> EmuEditOutput:
+        channels = self.config.in_channels
+        parts = [channels] * (1 + self.config.affine) + [self.config.paints, 1]
+        *gain, y, maps, logits = self._pixels(said).split(parts, dim=1)
+        if gain:
+            y = torch.addcmul(y, 1 + gain[0], source)
+        if colours is not None:
+            y = y + torch.einsum("bkhw,bkc->bchw", maps, colours.view(len(maps), -1, channels).to(maps))
         opening = (torch.sigmoid(logits) - GATE_MARGIN) / (1 - 2 * GATE_MARGIN)
         return EmuEditOutput(torch.addcmul(source, opening.clamp(0, 1), y - source), logits, y)
 
