@@ -90,7 +90,15 @@ def test_flowmo_writes_the_same_report(tmp_path, monkeypatch):
     monkeypatch.setattr("latentia.recipes.flowmo_judging.ruler", lambda recipe, bench: judge)
     monkeypatch.setattr("latentia.recipes.flowmo_judging.test_pictures", lambda recipe: few)
     sizes = [f"sizes.{half}.{name}" for half in ("encoder", "decoder") for name in ("width=16", "depth=1")]
-    small = ["steps=2", "batch_size=4", "post.steps=0", "perceptual.steps=1", "sampling.steps=1", "preview_every=2"]
+    small = [
+        "steps=2",
+        "regression_steps=1",
+        "batch_size=4",
+        "post.steps=0",
+        "perceptual.steps=1",
+        "sampling.steps=1",
+        "preview_every=2",
+    ]
     run_recipe(
         override(registry.recipe("flowmo-digits"), [*small, *sizes, "device=cpu"]), tmp_path / "run", False, False
     )

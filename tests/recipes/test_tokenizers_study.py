@@ -265,12 +265,15 @@ def test_claims_say_by_how_much():
     samplers = {"own": "10 steps", "n": 9, "FlowMo-1A": {}}
     for name, frechet in (("10 steps", 1.5), ("1 steps", 4.0), ("linear", 1.5), ("shifted", 2.0), ("no guidance", 3.0)):
         samplers["FlowMo-1A"][name] = {"psnr": 24.0, "frechet": {ruler: frechet}}
-    told = {each.claim: each for each in claims({**found, "modes": {"photos": modes}, "samplers": {"photos": samplers}})}
+    told = {
+        each.claim: each for each in claims({**found, "modes": {"photos": modes}, "samplers": {"photos": samplers}})
+    }
     assert "24.0 dB where VQ-VAE has 26.5: its code says less" in told[f"FlowMo's {ruler}, at most VQGAN's"].says
     assert "0.010 after it, by 0.030 before" in told[f"{ruler} of 1A+1B, below 1A's"].says
     assert "differ by 0.030 only" in told[f"{ruler} of the shifted sampler, below the linear one's"].says
     reached = told[f"{ruler} of guidance in an interval, below none's"]
-    assert reached.holds and reached.says.endswith("reached, 0.5 × of it.")
+    assert reached.holds
+    assert reached.says.endswith("reached, 0.5 × of it.")
 
     assert "VQ-VAE on photos has collapsed: perplexity 20.0 of 512" in collapsed(codec_rows(found))[0]
     curve = [{"cpu_seconds": 10 * 2**i, "psnr": 20.0 + 1.5 * i} for i in range(4)]

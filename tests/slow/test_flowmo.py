@@ -12,10 +12,8 @@ pytestmark = pytest.mark.slow
 
 
 def test_flowmo_learns_digits_and_its_sampler_helps(tmp_path):
-    recipe = override(
-        flowmo_digits(),
-        ["steps=1000", "post.steps=0", "perceptual.kind=none", "preview_every=0", "ema.decay=0.998"],
-    )  # fmt: skip
+    short = ["regression_steps=500", "steps=500", "post.steps=0", "preview_every=0", "ema.decay=0.998"]
+    recipe = override(flowmo_digits(), [*short, "perceptual.kind=none"])
     run_recipe(recipe, tmp_path / "run", progress=False)
     numbers = json.loads((tmp_path / "run/numbers.json").read_text())["stages"]["pretraining"]
     psnr = {name: row["psnr"] for name, row in numbers.items() if name != "usage"}

@@ -39,7 +39,7 @@ class Sampling(Value):
 
 
 class Sizes(Value):
-    """The codec. `group_bits`, `tau` and the entropy's weights are LFQ's, `levels` FSQ's, `codes` and `decay` VQ's."""
+    """The codec. Fields of one quantizer say which: LFQ's, FSQ's or VQ's."""
 
     patch_size: PositiveInt = Field(default=4, description="side of a patch; doubled in an ablation")
     code_length: PositiveInt = Field(default=256, description="code tokens")
@@ -52,6 +52,7 @@ class Sizes(Value):
     tau: PositiveFloat = Field(default=0.1, description="lfq: temperature of the entropies")
     codes: PositiveInt = Field(default=256, description="vq_ema: codes in the codebook")
     decay: Fraction = Field(default=0.97, description="vq_ema: of the codes' average")
+    revive: Fraction = Field(default=0.1, description="vq_ema: share of fair use below which a code is moved")
     encoder: Tower = Field(default=Tower(width=768, depth=8), description="the encoder")
     decoder: Tower = Field(default=Tower(width=1152, depth=16), description="the decoder")
     mlp_ratio: PositiveFloat = Field(default=4.0, description="hidden width of an MLP over the width")
@@ -101,7 +102,7 @@ class Sizes(Value):
         options: dict[str, dict[str, Any]] = {
             "lfq": {name: getattr(self, name) for name in names},
             "fsq": {"levels": (self.levels,) * self.code_dim},
-            "vq_ema": {"num_codes": self.codes, "decay": self.decay},
+            "vq_ema": {"num_codes": self.codes, "decay": self.decay, "revive": self.revive},
         }
         return FlowMo(**given, quantizer=self.quantizer, quantizer_options=options[self.quantizer])
 

@@ -40,6 +40,8 @@ QUANTIZERS: Mapping[tuple[str, str], tuple[str, ...]] = {
 """VQ-VAE with another quantizer and the same number of codes; a bit of LFQ's is a channel, so it needs as many."""
 
 PRIORS = ("maskgit-digits", "gpt-digits")
+UNWATCHED = ("features", "regression")
+"""Phases before there is a codec that samples; their time counts."""
 CURVE, SPENT, FIRST, LAST = "curve.jsonl", "spent.json", "pipeline-1a", "pipeline"
 
 
@@ -74,7 +76,7 @@ class Watch:
         self.phase = name
         phase = build()
         phase.objective.register_forward_pre_hook(self._see)
-        watched = self.pictures is not None and name != "features"
+        watched = self.pictures is not None and name not in UNWATCHED
         return replace(phase, preview=partial(self.note, bench) if watched else None)
 
     def _see(self, _: Any, given: tuple[Any, ...]) -> None:
@@ -218,7 +220,7 @@ def shortened(plain: Recipe, share: float, points: int, post: float, study: Toke
         changes += [f"discriminator.{name}={part(getattr(joins, name))}" for name in ("start", "warmup", "ramp")]
     if isinstance(plain, FlowMoRecipe):
         changes.append(f"target.anneal_steps={part(plain.target.anneal_steps)}")
-        changes.append(f"regression_steps={min(plain.regression_steps, steps)}")
+        changes.append(f"regression_steps={part(plain.regression_steps)}")
         if plain.post.steps:
             changes.append(f"post.steps={max(1, round(plain.post.steps * post))}")
     return override(override(plain, changes), SIZES[study.size].settings.get(plain.name, ()))

@@ -7,7 +7,7 @@ from torch import nn
 
 from latentia.data.dataset import TensorDataset
 from latentia.errors import InputError, UnknownChoiceError
-from latentia.methods.flowmo.objectives import FlowMoPostTraining, FlowMoPretraining
+from latentia.methods.flowmo.objectives import FlowMoPostTraining, FlowMoPretraining, FlowMoRegression
 from latentia.methods.flowmo.sampler import Sampler
 from latentia.training.loop import train
 from latentia.training.phase import EMA, Optim, Phase
@@ -63,6 +63,26 @@ def test_the_weight_over_time_is_of_the_error_in_x(tiny, prediction):
     error = (estimate - x).square().flatten(1).mean(1)
     expected = (error[0] / 0.25 + error[1] / 0.8) / 2
     torch.testing.assert_close(objective.flow_loss(x, z, t, v, estimate), expected)
+
+
+@pytest.mark.parametrize(("prediction", "spread"), [("flow_prediction", False), ("sample", True)])
+def test_regression_shows_the_decoder_nothing_and_a_picture_needs_no_time(tiny, prediction, spread, monkeypatch):
+    codec = tiny(prediction_type=prediction)
+    objective, asked, plain = FlowMoRegression(codec), [], codec.estimate
+
+    def estimate(x_t, t, code):
+        v, said = plain(x_t, t, code)
+        asked.append((x_t, t, said))
+        return v, said
+
+    monkeypatch.setattr(codec, "estimate", estimate)
+    x = batch()["x"]
+    loss = objective({"x": x})
+    ((x_t, t, said),) = asked
+    assert not x_t.any()
+    assert len(t.unique()) == (len(x) if spread else 1)
+    assert spread or float(t[0]) == 1
+    assert float(loss.parts["mse"]) == pytest.approx(float((said - x).square().mean().detach()))
 
 
 def test_times_of_a_batch_are_spread_over_their_distribution(tiny):

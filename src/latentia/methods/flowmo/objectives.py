@@ -183,16 +183,20 @@ class FlowMoPretraining(FlowMoObjective):
 
 
 class FlowMoRegression(FlowMoObjective):
-    """Squared error of what the decoder says at t = 1 of nothing (x_t = 0), and the quantizer's losses.
+    """Squared error of what the decoder says of nothing (x_t = 0), and the quantizer's losses: an ordinary autoencoder.
 
-    An ordinary autoencoder, for the ablation whose encoder learns by MSE. Parts: `mse` and the quantizer's.
+    A decoder that says x̂₀ is told the times of `flow`, so that stage 1A, going on from here, finds one that does at
+    every t what it would do without knowing x_t; told t = 1 alone it learns to be deaf at others. Where it says v,
+    t = 1. Parts: `mse` and the quantizer's.
     """
 
     def forward(self, batch: Batch, turn: str = "main", step: int = 0) -> Loss:
         """See the class."""
         x = take(batch, "x")
         values, quantizer_loss, parts = self.code_of(x, step)
-        _, said = self.codec.estimate(torch.zeros_like(x), x.new_ones(len(x)), self.codec.flagged(values))
+        says_picture = self.codec.config.prediction_type == "sample"
+        t = self.draw_times(len(x), x.device) if says_picture else x.new_ones(len(x))
+        _, said = self.codec.estimate(torch.zeros_like(x), t, self.codec.flagged(values))
         mse = (said - x).square().mean()
         return Loss(mse if quantizer_loss is None else mse + quantizer_loss, {"mse": mse.detach(), **parts})
 

@@ -1,6 +1,7 @@
 """What lies behind the things: crops of real photographs, plain colours, painted places."""
 
 from functools import lru_cache
+from itertools import permutations
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,11 @@ ZOOMS = (1.0, 0.62, 0.4)
 KINDS = ("photo", "plain", "scenery")
 SOFT = 0.82
 """Contrast that a photograph keeps as a background, so that things stand out."""
+
+CHANNELS = tuple(permutations(range(3)))
+CONTRASTS = (1.0, 0.7, 1.2)
+TONES = len(CHANNELS) * 2 * 2 * len(CONTRASTS)
+"""Variations of a crop: channels exchanged, upside down, rows for columns, another contrast; 0 is the crop itself."""
 
 _OWN = {"train": "train", "select": "test", "test": "report"}
 
@@ -44,7 +50,8 @@ def backdrop(background: Background, size: int) -> np.ndarray:
         height, width = photo.shape[:2]
         top = round(background.v * (height - size))
         left = round(background.u * (width - size))
-        return photo[top : top + size, left : left + size]
+        crop = photo[top : top + size, left : left + size]
+        return crop if background.tone == 0 else _toned(crop, background.tone)
     check_choice("kind of background", background.kind, KINDS)
     return _plain(background.name, size) if background.kind == "plain" else _scenery(background.name, size)
 
@@ -57,6 +64,17 @@ def _softened(name: str, size: int, zoom: int, mirrored: bool) -> np.ndarray:
     pixels = np.asarray(photo.resize((width, height), Image.Resampling.LANCZOS), dtype=np.float32)
     pixels = 128 + SOFT * (pixels - 128)
     return np.ascontiguousarray(pixels[:, ::-1] if mirrored else pixels)
+
+
+def _toned(crop: np.ndarray, tone: int) -> np.ndarray:
+    """Variation `tone` of a square crop."""
+    rest, channels = divmod(tone, len(CHANNELS))
+    rest, upside_down = divmod(rest, 2)
+    contrast, turned = divmod(rest, 2)
+    crop = crop[::-1] if upside_down else crop
+    crop = crop.swapaxes(0, 1) if turned else crop
+    spread: np.ndarray = 128 + CONTRASTS[contrast] * (crop[..., CHANNELS[channels]] - 128)
+    return spread.clip(0, 255)
 
 
 @lru_cache(maxsize=256)

@@ -8,7 +8,7 @@ from functools import lru_cache
 from random import Random
 
 from latentia.errors import LatentiaError
-from latentia.methods.emu_edit.world.backgrounds import SCENERIES, ZOOMS, photos_of
+from latentia.methods.emu_edit.world.backgrounds import SCENERIES, TONES, ZOOMS, photos_of
 from latentia.methods.emu_edit.world.render import World
 from latentia.methods.emu_edit.world.scene import Background, Scene, Thing, ordered, overlap
 from latentia.methods.emu_edit.world.shapes import NUM_POSES
@@ -61,7 +61,9 @@ def random_background(rng: Random, split: str) -> Background:
     photos = photos_of(split)
     name = photos[int(rng.random() * len(photos))]
     zoom = int(rng.random() * len(ZOOMS))
-    return Background("photo", name, zoom, rng.random(), rng.random(), rng.random() < 0.5)
+    background = Background("photo", name, zoom, rng.random(), rng.random(), rng.random() < 0.5)
+    # Training has five photographs only: varied, so that things are told from any picture, not from these five.
+    return background._replace(tone=int(rng.random() * TONES)) if split == "train" else background
 
 
 def named_background(rng: Random) -> Background:

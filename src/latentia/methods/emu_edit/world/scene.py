@@ -41,7 +41,8 @@ class Thing(NamedTuple):
 class Background(NamedTuple):
     """What lies behind: `photo` (a crop), `plain` (one colour) or `scenery` (a painted place).
 
-    Of a photo, `zoom` is the crop's level, (`u`, `v`) in [0, 1] where it lies, `mirrored` whether it is flipped.
+    Of a photo, `zoom` is the crop's level, (`u`, `v`) in [0, 1] where it lies, `mirrored` whether it is flipped, and
+    `tone` which of `backgrounds.TONES` variations of the crop it is: 0 the photograph as it is.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Background(NamedTuple):
     u: float = 0.0
     v: float = 0.0
     mirrored: bool = False
+    tone: int = 0
 
 
 class Writing(NamedTuple):
