@@ -183,11 +183,11 @@ def tell_ablations(page: StudyPage, stages: Stages) -> None:
             agree += here > whole["frechet"][ruler]
     page.section(
         "FlowMo's parts",
-        f"Stage 1A on digits, {stage['steps']:,} steps each, n = {stage['n']}, beside the article's Table 4 (ImageNet, "
-        "rFID). Networks, data and lengths differ: compare signs. The rows without a number of the paper's are choices "
-        f"of this recipe. In the article each change makes rFID worse; here {agree} of {known} do. Here the encoder "
-        f'learns by MSE first, which the article found worse ({BY_MSE[0]} and {BY_MSE[1]} dB): "encoder with the '
-        'decoder" is its way, given as many steps.',
+        f"Stage 1A on digits, {stage['steps']:,} steps each, the encoder's own included, n = {stage['n']}, beside the "
+        "article's Table 4 (ImageNet, rFID). Networks, data and lengths differ: compare signs. The rows without a "
+        "number of the paper's are choices of this recipe. In the article each change makes rFID worse; here "
+        f"{agree} of {known} do. Here the encoder learns by MSE first, which the article found worse ({BY_MSE[0]} and "
+        f'{BY_MSE[1]} dB): "encoder with the decoder" is its way, given as many steps.',
     )
     columns = ["changed", ruler, "of whole", "PSNR", "± whole", "paper's rFID", "paper's PSNR", "± whole", "CPU s"]
     page.table(columns, table, best=[0])

@@ -195,6 +195,7 @@ def modes(study: TokenizersStudy, bench: Bench) -> Numbers:
 
 def ablations(study: TokenizersStudy, bench: Bench) -> Numbers:
     """FlowMo-1A on digits, whole and with one thing changed, all equally long; the sampler's need no training."""
+    from latentia.recipes.flowmo import FlowMoRecipe
     from latentia.recipes.flowmo_digits import ABLATIONS
     from latentia.recipes.flowmo_judging import reconstruct
     from latentia.recipes.flowmo_judging import samplers as ways
@@ -204,15 +205,15 @@ def ablations(study: TokenizersStudy, bench: Bench) -> Numbers:
     rows: Numbers = {}
     steps = 0
     for name, recipe in sub.ablation_runs(study).items():
+        assert isinstance(recipe, FlowMoRecipe)
         folder = folder_of(bench) / "ablations" / slug(name)
         sub.run_watched(recipe, folder, None, None)
         opened = open_saved(folder / sub.FIRST, bench)
         spent = max(sub.Watch(folder).spent.values())
         numbers, _ = evaluate_codec(opened, x, [measure], seed=study.seed)
         rows[name] = numbers.to_dict() | {"cpu_seconds": spent, "bits": opened.bits(tuple(x.shape[1:]))}
-        steps = recipe.steps
         if name == "whole":
-            found = ways(recipe)  # type: ignore[arg-type]
+            steps, found = recipe.regression_steps + recipe.steps, ways(recipe)
             chosen = {each: found[given] for each, given in SAMPLERS.items() if each in ABLATIONS}
             alone = {
                 each: judge_pictures(x, reconstruct(opened, x, sampler, study.seed), [measure])
