@@ -1,13 +1,15 @@
 """The world: what is drawn, and that all that is known of it agrees."""
 
 import json
+from random import Random
 
 import numpy as np
 import pytest
 
 from latentia.errors import InputError, UnknownChoiceError
-from latentia.methods.emu_edit.world.backgrounds import SCENERIES, ZOOMS, backdrop, photos_of
+from latentia.methods.emu_edit.world.backgrounds import CONTRASTS, SCENERIES, TONES, ZOOMS, backdrop, photos_of
 from latentia.methods.emu_edit.world.render import FAR, RAMP, World, box_of, decode_normals
+from latentia.methods.emu_edit.world.sampling import random_background
 from latentia.methods.emu_edit.world.scene import Background, Scene, Thing, Writing, overlap, scene_from_json
 from latentia.methods.emu_edit.world.shapes import JOINTS, NUM_POSES, form
 from latentia.methods.emu_edit.world.vocabulary import (
@@ -197,6 +199,21 @@ def test_backgrounds():
     assert np.allclose(straight, backdrop(Background("photo", "china", 0, 1.0, 0.0, True), 32)[:, ::-1])
     with pytest.raises(UnknownChoiceError, match="meadow"):
         backdrop(Background("scenery", "medow"), 32)
+
+
+def test_training_varies_its_photographs_and_the_others_show_theirs_as_they_are():
+    crop = Background("photo", photos_of("train")[0], 1, 0.4, 0.3)
+    plain = backdrop(crop, 32)
+    toned = [backdrop(crop._replace(tone=tone), 32) for tone in range(TONES)]
+    assert np.array_equal(toned[0], plain)
+    assert len({picture.tobytes() for picture in toned}) == TONES == 6 * 2 * 2 * len(CONTRASTS)
+    whole = [picture for picture in toned if np.array_equal(np.sort(picture, axis=None), np.sort(plain, axis=None))]
+    assert len(whole) == TONES // len(CONTRASTS)  # channels exchanged, turned: no value is new
+    assert min(picture.min() for picture in toned) >= 0
+    assert max(picture.max() for picture in toned) <= 255
+    tones = {split: {random_background(Random(seed), split).tone for seed in range(400)} for split in SPLITS}
+    assert tones["select"] == tones["test"] == {0}
+    assert len(tones["train"]) > TONES * 0.9
 
 
 def test_held_out_pairs_part_the_world():
