@@ -1,5 +1,7 @@
 """Instruction → task: accuracy on held-out phrasings, honest probabilities, folders, and T5 in its place."""
 
+import copy
+
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
@@ -60,12 +62,14 @@ def test_training_is_repeatable():
 
 
 def test_round_trip(trained, tmp_path):
-    again = TaskPredictor.from_pretrained(trained.save_pretrained(tmp_path))
+    softened = copy.deepcopy(trained)
+    softened.temperature.fill_(1.25)
+    again = TaskPredictor.from_pretrained(softened.save_pretrained(tmp_path))
     text = "now swap the star for a moon"
-    assert torch.equal(again.probabilities(text), trained.probabilities(text))
-    assert float(again.temperature) == float(trained.temperature) != 1
+    assert torch.equal(again.probabilities(text), softened.probabilities(text))
+    assert float(again.temperature) == 1.25
     half = TaskPredictor.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    torch.testing.assert_close(half.probabilities(text), trained.probabilities(text), atol=0.05, rtol=0)
+    torch.testing.assert_close(half.probabilities(text), softened.probabilities(text), atol=0.05, rtol=0)
 
 
 def test_a_text_is_told_alike_in_any_batch(trained):
