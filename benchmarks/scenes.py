@@ -1,6 +1,6 @@
 """Rows a second of the world `scenes` on one core: all tasks together, each alone, as batches, and onto disk.
 
-The floor of issue 6 is 2,000 rows a second at 64×64, all sixteen tasks in equal shares. CPU seconds of this process;
+The floor is 2,000 rows a second at 64×64, all sixteen tasks in equal shares. CPU seconds of this process;
 the caches of sprites are filled first, and what that costs is told too. Run: `python -m benchmarks scenes`.
 """
 
