@@ -268,7 +268,10 @@ def test_claims_say_by_how_much():
     told = {
         each.claim: each for each in claims({**found, "modes": {"photos": modes}, "samplers": {"photos": samplers}})
     }
-    assert "24.0 dB where VQ-VAE has 26.5: its code says less" in told[f"FlowMo's {ruler}, at most VQGAN's"].says
+    assert (
+        "24.0 dB where VQ-VAE has 26.5: code and decoder together have learnt less"
+        in told[f"FlowMo's {ruler}, at most VQGAN's"].says
+    )
     assert "0.010 after it, by 0.030 before" in told[f"{ruler} of 1A+1B, below 1A's"].says
     assert "differ by 0.030 only" in told[f"{ruler} of the shifted sampler, below the linear one's"].says
     reached = told[f"{ruler} of guidance in an interval, below none's"]

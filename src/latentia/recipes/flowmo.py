@@ -1,7 +1,7 @@
 """FlowMoRecipe: the diffusion autoencoder of Sargent et al. 2025, whatever the data and the sizes.
 
-pictures ─▶ features (the perceptual network, if trained here) ─▶ regression (only for the ablation that takes its
-encoder) ─▶ pretraining, stage 1A ─▶ frozen, 1A with a frozen encoder ─▶ post-training, stage 1B
+pictures ─▶ features (the perceptual network, if trained here) ─▶ regression (its codec is
+where pretraining starts, and its encoder stays) ─▶ pretraining, stage 1A ─▶ frozen, 1A with a frozen encoder ─▶ post-training, stage 1B
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class FlowMoRecipe(CodecTraining):
     )
     frozen_steps: NonNegativeInt = Field(default=0, description="steps of 1A that follow with a frozen encoder")
     regression_steps: NonNegativeInt = Field(
-        default=0, description="ablation: steps in which the encoder learns by squared error, to be frozen then"
+        default=0,
+        description="steps in which a codec first learns by squared error; 1A goes on with its encoder frozen",
     )
     post: PostTraining = Field(default=PostTraining(), description="stage 1B")
     sampling: Sampling = Field(default=Sampling(), description="the sampler that is saved with the codec")
