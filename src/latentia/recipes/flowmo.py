@@ -1,7 +1,7 @@
 """FlowMoRecipe: the diffusion autoencoder of Sargent et al. 2025, whatever the data and the sizes.
 
-pictures ─▶ features (the perceptual network, if trained here) ─▶ regression (its codec is
-where pretraining starts, and its encoder stays) ─▶ pretraining, stage 1A ─▶ frozen, 1A with a frozen encoder ─▶ post-training, stage 1B
+pictures ─▶ features (the perceptual network, if trained here) ─▶ regression (if wanted; pretraining goes on from its
+codec and leaves the encoder as it is) ─▶ pretraining, stage 1A ─▶ frozen, 1A with a frozen encoder ─▶ post-training, 1B
 """
 
 from __future__ import annotations
