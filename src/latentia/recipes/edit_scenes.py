@@ -284,11 +284,15 @@ def edit_scenes() -> EditScenes:
     return EditScenes(
         name="edit-scenes",
         image_size=64,
-        steps=6800,
+        steps=3000,
         batch_size=16,
+        text=Instructions(steps=5000),
+        editor=Editor(facts=True, affine=True, paints=4),
+        objective=EditTarget(parse_weight=0.2),
         noise=Noise(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="sample"),
-        optim=Optim(lr=2.5e-3, schedule="cosine", warmup=100, betas=(0.9, 0.99), weight_decay=0.01),
+        optim=Optim(optimizer="muon", lr=3e-3, schedule="cosine", warmup=100, betas=(0.9, 0.99), weight_decay=0.01),
         ema=Average(decay=0.999, warmup=True, power=0.75),
-        precision="bf16",
+        precision="auto",
+        channels_last=True,
         save_every=500,
     )

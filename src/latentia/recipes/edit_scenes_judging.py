@@ -17,7 +17,7 @@ from latentia.core.files import write_text_atomic
 from latentia.core.rng import derive_seed
 from latentia.methods.emu_edit.datasets import SceneRows, batch_of
 from latentia.methods.emu_edit.rows import Row
-from latentia.methods.emu_edit.tasks.judging import BASELINES, judge
+from latentia.methods.emu_edit.tasks.judging import BASELINES, filled, judge
 from latentia.methods.emu_edit.tasks.registry import TASKS, tasks_of
 from latentia.recipes.training_section import trained
 
@@ -45,6 +45,7 @@ class Story:
 
     Attributes:
         table: task → measures of the editor; `copy` and `oracle` the same of the baselines.
+        filled: the same of a baseline that is told the region of what it removes, and fills it in from around.
         scales: the guidance chosen, (text, image), and `tried`: mean success on `select` by scales.
         rows, edits, tasks: what was judged, what was made of it, and as which task.
         told: share of test rows whose task was predicted rightly; 1 where it is given.
@@ -60,6 +61,7 @@ class Story:
     table: Table = field(default_factory=dict)
     copy: Table = field(default_factory=dict)
     oracle: Table = field(default_factory=dict)
+    filled: Table = field(default_factory=dict)
     told: float = 1.0
     seconds: float = 0.0
     predictor: dict[str, float] = field(default_factory=dict)
@@ -188,6 +190,7 @@ def judge_test(story: Story, pipe: EmuEditPipeline) -> None:
     story.edits = edit(recipe, pipe, rows, story.tasks, story.scales, recipe.sampling_steps)
     story.table = measured(rows, story.edits)
     story.copy, story.oracle = judge(rows, BASELINES["copy"]), judge(rows, BASELINES["oracle"])
+    story.filled = judge([row for row in rows if row.task == "remove"], filled)
     started = time.perf_counter()
     edit(recipe, pipe, rows[:1], story.tasks[:1], story.scales, recipe.sampling_steps)
     story.seconds = time.perf_counter() - started
@@ -222,6 +225,7 @@ def as_json(story: Story) -> dict[str, Any]:
             name: {**found, "group": TASKS[name].group, "copy": story.copy[name], "oracle": story.oracle[name]}
             for name, found in story.table.items()
         },
+        "filled_in_where_told": story.filled,
         "task_told_rightly": story.told,
         "predictor": story.predictor,
         "seconds_of_one_edit": story.seconds,

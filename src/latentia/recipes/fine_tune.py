@@ -156,7 +156,7 @@ class FineTune(FineTunePlan):
         """The half precision of autocast, None without."""
         import torch
 
-        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.autocast)
 
     # Looking and saving ----------------------------------------------------------------------------------------
 

@@ -131,7 +131,7 @@ class FineTunePlan(Recipe):
 
     def trained_row(self, build: Callable[[], torch.nn.Module], network: str, inputs: Any, **more: Any) -> Work:
         """A row for a network that is trained, in whole or in part."""
-        frozen = 4 if self.precision == "no" else 2
+        frozen = 4 if self.autocast == "no" else 2
         average, again = self.ema.decay > 0, self.gradient_checkpointing
         return self.row(build, network, inputs, averaged=average, recomputed=again, frozen_bytes=frozen, **more)
 

@@ -74,7 +74,7 @@ def flowmo_digits() -> FlowMoRecipe:
         regression_steps=9_000,
         steps=9_000,
         batch_size=64,
-        precision="bf16",
+        precision="auto",
         perceptual=features,
         post=PostTraining(
             steps=600,

@@ -23,7 +23,7 @@ Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 
 class Optim(Value):
-    """AdamW and its learning-rate schedule."""
+    """The optimizer and its learning-rate schedule."""
 
     lr: PositiveFloat = Field(default=1e-3, description="peak learning rate")
     betas: tuple[Fraction, Fraction] = Field(default=(0.9, 0.999), description="Adam's decay of both moments")
@@ -33,6 +33,9 @@ class Optim(Value):
     schedule: Literal["constant", "cosine", "linear"] = Field(default="constant", description="after the warm-up")
     final_lr: Fraction = Field(default=0.0, description="last learning rate as a fraction of lr (cosine, linear)")
     clip: PositiveFloat | None = Field(default=1.0, description="largest gradient norm; none clips nothing")
+    optimizer: Literal["adamw", "adam", "muon"] = Field(
+        default="adamw", description="muon: AdamW but for matrices, whose updates are made orthogonal"
+    )
 
     def build(self) -> phase.Optim:
         """The training floor's value."""

@@ -153,14 +153,15 @@ class Plan:
 def make_plan(recipe: Recipe, measure: bool = True) -> Plan:
     """Cost every piece of `recipe.work()`; see `Recipe.plan`."""
     device = torch.device(resolve_device(recipe.device))
+    precision = recipe.precision.replace("auto", "bf16")  # an A100 has instructions for it
     with torch.random.fork_rng([]):
         speed = block_speed(device) if measure else None
-        rows = tuple(cost(work, recipe.precision, device, speed) for work in recipe.work())
+        rows = tuple(cost(work, precision, device, speed) for work in recipe.work())
     threads = torch.get_num_threads()
     cpu = "1 CPU thread" if threads == 1 else f"{threads} CPU threads"
     named = {"cpu": lambda: cpu, "cuda": lambda: torch.cuda.get_device_name(device)}
     machine = named.get(device.type, lambda: device.type)()
-    return Plan(recipe.name, rows, speed, machine, recipe.precision)
+    return Plan(recipe.name, rows, speed, machine, precision)
 
 
 def rehearse(recipe: Recipe, processes: int = 1) -> None:

@@ -88,7 +88,10 @@ class Recipe(Value, ABC):
     log_every: PositiveInt = Field(default=20, description="steps between lines of metrics.jsonl")
     preview_every: NonNegativeInt = Field(default=0, description="steps between sample grids; 0 makes none")
     device: Device = Field(default="auto", description="auto, cpu, mps, cuda, cuda:0, …")
-    precision: Literal["no", "bf16", "fp16"] = Field(default="no", description="autocast of training; no means float32")
+    precision: Literal["no", "bf16", "fp16", "auto"] = Field(
+        default="no",
+        description="autocast of training; no: float32, auto: bf16 where the device has instructions for it",
+    )
     fsdp: bool = Field(default=False, description="shard weights, gradients and optimizer over processes (torchrun)")
     channels_last: bool = Field(default=False, description="convolutions in channels-last memory order (GPUs like it)")
     compile: bool = Field(default=False, description="torch.compile the denoiser")
@@ -119,6 +122,13 @@ class Recipe(Value, ABC):
     def check(self) -> None:
         """Raise for what a run needs and does not have, such as its data; called before anything is written."""
 
+    @property
+    def autocast(self) -> str:
+        """`precision`, with `auto` decided by the device."""
+        from latentia.recipes.sources import resolve_device, resolve_precision
+
+        return resolve_precision(self.precision, resolve_device(self.device))
+
     def settings(self, progress: bool = True) -> Settings:
         """What the training loop needs to know beside the phases."""
         from latentia.training.settings import Settings
@@ -126,7 +136,7 @@ class Recipe(Value, ABC):
         return Settings(
             seed=self.seed,
             device=self.device,
-            precision=self.precision,
+            precision=self.autocast,
             save_every=self.save_every,
             log_every=self.log_every,
             preview_every=self.preview_every,

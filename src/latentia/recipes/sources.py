@@ -196,3 +196,18 @@ def resolve_device(name: str) -> str:
     if kind not in ("cpu", *present) or not present.get(kind, True):
         raise InputError(f"device {name!r} is not available here: use 'cpu' or 'auto'")
     return name
+
+
+def resolve_precision(name: str, device: str) -> str:
+    """`auto` as bf16 where the device (a resolved one) has instructions for it, else no; other names as they are.
+
+    Without them bfloat16 is slower than float32: CPUs emulate it.
+    """
+    import torch
+
+    if name != "auto":
+        return name
+    if device.startswith("cuda"):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported") if device == "cpu" else ()
+    return "bf16" if any(getattr(torch.cpu, each, bool)() for each in asked) else "no"

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from latentia.errors import TrainingError
+from latentia.training.muon import Muon, matrices_of
 from latentia.training.parallel import like, whole
 from latentia.training.phase import Optim
 
@@ -26,8 +27,14 @@ def learning_rate(optim: Optim, step: int, steps: int) -> float:
     return optim.lr * (optim.final_lr + (1 - optim.final_lr) * falling)
 
 
-def build_optimizer(optim: Optim, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """PyTorch's fused Adam or AdamW over `parameters`."""
+def build_optimizer(
+    optim: Optim, parameters: Iterable[nn.Parameter], modules: Iterable[nn.Module] = ()
+) -> torch.optim.Optimizer:
+    """PyTorch's fused Adam or AdamW over `parameters`, or Muon, for which `modules` tell which of them are matrices."""
+    if optim.optimizer == "muon":
+        return Muon(
+            parameters, matrices_of(modules), optim.lr, optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
+        )
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optim.optimizer]
     return kind(
         list(parameters), lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True

@@ -15,7 +15,7 @@ from latentia.errors import InputError, check_choice
 from latentia.training.objective import Objective
 
 SCHEDULES = ("constant", "cosine", "linear")
-OPTIMIZERS = ("adam", "adamw")
+OPTIMIZERS = ("adam", "adamw", "muon")
 FETCHERS = 4
 
 
@@ -32,7 +32,7 @@ class Optim:
         schedule: `constant`, `cosine` or `linear` decay over the steps after warm-up.
         final_lr: where the decay ends, as a fraction of `lr`.
         clip: largest global gradient norm (of this optimizer's parameters); None for no clipping.
-        optimizer: `adamw` or `adam`, both PyTorch's fused kernels.
+        optimizer: `adamw` or `adam`, both PyTorch's fused kernels; or `muon`, AdamW but for matrices (`Muon`).
 
     Raises `InputError` for a value out of range.
     """

@@ -68,7 +68,10 @@ class PhaseState:
                 f"precision={self.settings.precision!r} already computes in half precision"
             )
         optim = self.phase.optim_of(name)
-        return Turn(name, optim, build_optimizer(optim, owned), owned)
+        if optim.optimizer == "muon" and self.settings.fsdp:
+            raise TrainingError("muon needs whole matrices, which fsdp cuts into shards: use adamw, or no fsdp")
+        modules = [self.modules[m] for m in self.objective.turn_modules(name)]
+        return Turn(name, optim, build_optimizer(optim, owned, modules), owned)
 
     def _average(self) -> EMAModel | None:
         ema = self.phase.ema
