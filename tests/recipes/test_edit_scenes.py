@@ -89,6 +89,14 @@ def test_page_and_previews(told):
     assert list((out / "samples").iterdir())
 
 
+def test_what_a_removed_thing_hides_is_told_beside_it(tmp_path):
+    run_recipe(override(edit_scenes(), [*TINY, "tasks=remove"]), tmp_path, progress=False)
+    found = json.loads((tmp_path / "numbers.json").read_text())["filled_in_where_told"]["remove"]
+    assert found["n"] == 2
+    assert found["psnr_outside"] == 60
+    assert f"succeeds in {found['success']:.2f}" in (tmp_path / "report.html").read_text()
+
+
 def test_without_task_embedding_nothing_tells_tasks(tmp_path):
     recipe = override(edit_scenes(), [*TINY, "tasks=remove,color", "task_embedding=none"])
     run_recipe(recipe, tmp_path, progress=False)
@@ -194,6 +202,10 @@ def test_edits_are_measured_in_order():
         (["weights=1,2"], "2 numbers for 16 tasks"),
         (["editor.copy_gate=false"], "goes with noise.prediction_type=v_prediction"),
         (["editor.copy_gate=false", "noise.prediction_type=v_prediction"], "gate_weight"),
+        (
+            ["editor.copy_gate=false", "noise.prediction_type=v_prediction", "objective.gate_weight=0"],
+            "editor.affine and editor.paints need",
+        ),
         (["image_size=60"], "image_size=60"),
         (["task_embedding=maybe"], "task_embedding"),
     ],
@@ -206,7 +218,10 @@ def test_bad_settings_are_explained(assignments, message):
 def test_the_papers_plain_unet_is_an_override():
     recipe = override(
         edit_scenes(),
-        [*TINY, "editor.copy_gate=false", "noise.prediction_type=v_prediction", "objective.gate_weight=0"],
+        [
+            *(*TINY, "editor.copy_gate=false", "editor.affine=false", "editor.paints=0"),
+            *("noise.prediction_type=v_prediction", "objective.gate_weight=0"),
+        ],
     )
     model = recipe.editor.build(32, 16, recipe.text)
     assert model.prediction_type is None

@@ -158,6 +158,8 @@ def test_trainings_are_shared_and_no_longer_than_they_should():
     assert set(few) == {"told-0", "told-1", "untold-0", "untold-1"}
     quick = override(edit_study(), ["size=quick", "run_steps=40"])
     assert dict(sub.runs(quick))["told-0"].steps == 40
+    small = dict(sub.runs(override(edit_study(), ["run_settings=image_size=32, text.steps=7"])))
+    assert {(run.image_size, run.text.steps) for run in small.values()} == {(32, 7)}
     full = dict(sub.runs(edit_study()))
     assert set(full["told-0"].tasks) == set(TASK_NAMES)
     assert sum(name.startswith("expert-") for name in full) == 16
@@ -282,6 +284,12 @@ def test_claims_say_what_was_found():
 def test_what_is_not_there_is_refused(typed, words):
     with pytest.raises(InputError, match=words):
         override(edit_study(), [typed])
+
+
+def test_settings_that_do_not_fit_are_refused_before_anything_is_trained(tmp_path):
+    with pytest.raises(InputError, match="did you mean 'image_size'"):
+        run_recipe(tiny("run_settings=imagesize=32"), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_base_that_is_none_is_refused(tmp_path):

@@ -68,7 +68,7 @@ def test_everything_wrong_is_said_at_once(recipe):
     assert "valid number" in said["optim.betas"]
     assert "fractional part" in said["batch_size"]
     assert "expected key=value" in said["seed"]
-    assert "'no', 'bf16' or 'fp16', got 'bf15'" in said["precision"]
+    assert "'no', 'bf16', 'fp16' or 'auto', got 'bf15'" in said["precision"]
     assert "greater than 0, got 0 (optimizer steps" in said["steps"]
     assert "finite number" in said["optim.lr"]
     assert "got 'gpu'" in said["device"]

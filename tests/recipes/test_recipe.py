@@ -99,7 +99,7 @@ def test_published_sizes_are_the_papers():
 def test_type_names_are_readable():
     types = {key.name: key.type_name for key in keys(registry.recipe("digits-ldm"))}
     assert types["steps"] == "int > 0"
-    assert types["precision"] == "no | bf16 | fp16"
+    assert types["precision"] == "no | bf16 | fp16 | auto"
     assert types["optim.clip"] == "float > 0 | none"
     assert types["unet.channels"] == "tuple(int > 0, …)"
     assert types["codec"] == "text | none"

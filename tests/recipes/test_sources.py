@@ -6,7 +6,17 @@ from latentia.codecs.autoencoder_kl import AutoencoderKL
 from latentia.codecs.vq_model import VQModel
 from latentia.denoisers.unet_2d import UNet2DModel
 from latentia.errors import ArtifactError, InputError
-from latentia.recipes.sources import MirroredDataset, class_names, codec_like, load_codec, open_data, resolve_device
+from latentia.recipes import registry
+from latentia.recipes.overrides import override
+from latentia.recipes.sources import (
+    MirroredDataset,
+    class_names,
+    codec_like,
+    load_codec,
+    open_data,
+    resolve_device,
+    resolve_precision,
+)
 
 
 @pytest.fixture
@@ -125,3 +135,16 @@ def test_devices():
     for missing in ("tpu", "cuda:0") if not torch.cuda.is_available() else ("tpu",):
         with pytest.raises(InputError, match=f"device '{missing}' is not available here"):
             resolve_device(missing)
+
+
+@pytest.mark.parametrize(
+    ("instructions", "expected"), [((), "no"), (("avx512_bf16",), "bf16"), (("amx_tile",), "bf16")]
+)
+def test_automatic_precision_is_what_the_cpu_has_instructions_for(monkeypatch, instructions, expected):
+    for each in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{each}_supported", lambda each=each: each in instructions, raising=False)
+    assert resolve_precision("auto", "cpu") == expected
+    assert [resolve_precision(name, "cpu") for name in ("no", "bf16", "fp16")] == ["no", "bf16", "fp16"]
+    recipe = override(registry.recipe("digits-ddpm"), ["precision=auto", "device=cpu"])
+    assert recipe.settings().precision == recipe.autocast == expected
+    assert recipe.precision == "auto"

@@ -53,7 +53,7 @@ def test_like_torchs_muon_on_a_matrix():
         for p, optimizer in ((ours, a), (theirs, b)):
             p.grad = gradient.clone()
             optimizer.step()
-    # Both iterate in bfloat16 where there is one, on matrices that agree up to a factor.
+    # It iterates in bfloat16.
     assert (ours - theirs).norm() < 0.03 * (ours - start).norm()
 
 
@@ -97,7 +97,7 @@ def test_state_travels_and_training_goes_on_equally():
 
     step(net, optimizer, 0)
     saved = {k: v.clone() for k, v in optimizer_tensors(optimizer, names_of(net)).items()}
-    assert "conv.weight.momentum" in saved and "conv.bias.exp_avg_sq" in saved
+    assert {"conv.weight.momentum", "conv.bias.exp_avg_sq"} <= set(saved)
     other = Net()
     other.load_state_dict(net.state_dict())
     resumed = build_optimizer(Optim(optimizer="muon"), other.parameters(), [other])

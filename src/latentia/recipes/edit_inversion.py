@@ -68,7 +68,7 @@ class EditInversion(Recipe):
         description="of the vector, in the coordinates of `even_basis`: by what it does to the network",
     )
     network_optim: Optim = Field(
-        default=Optim(lr=1e-3, schedule="cosine", final_lr=0.05, warmup=50), description="of networks"
+        default=Optim(optimizer="muon", lr=2e-3, schedule="cosine", final_lr=0.05, warmup=50), description="of networks"
     )
     ema: Average = Field(default=Average(decay=0.98, warmup=True, power=0.75), description="average of what is learned")
     judged: PositiveInt = Field(default=100, description="held-out rows that the learned task is judged on")

@@ -82,6 +82,8 @@ class EditScenes(Recipe):
             )
         if self.objective.gate_weight and not self.editor.copy_gate:
             raise ValueError("objective.gate_weight needs editor.copy_gate=True: set it to 0")
+        if (self.editor.affine or self.editor.paints) and not self.editor.copy_gate:
+            raise ValueError("editor.affine and editor.paints need editor.copy_gate=True: set them to False and 0")
         if self.image_size % (self.editor.patch_size * 2 ** (len(self.editor.channels) - 1)):
             raise ValueError(f"image_size={self.image_size} does not halve into all levels of patches")
         return self

@@ -130,8 +130,8 @@ def hidden(story: Story) -> list[str]:
     known, ours = story.filled["remove"], story.table["remove"]
     return [
         "What a thing hides in a photograph that was never seen can only be guessed. Told the exact region and filling "
-        f"it in from around (biharmonic equation), `remove` succeeds in {known['success']:.2f} and the thing is read as "
-        f"gone in {known['gone']:.2f}. The editor, which is told nothing, has {ours['success']:.2f} and "
+        f"it in from around (biharmonic equation), `remove` succeeds in {known['success']:.2f} and the thing is read "
+        f"as gone in {known['gone']:.2f}. The editor, which is told nothing, has {ours['success']:.2f} and "
         f"{ours['gone']:.2f}."
     ]
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from latentia.core.files import write_text_atomic
 from latentia.errors import InputError
-from latentia.recipes.pdiff_parts import Words
+from latentia.recipes.pdiff_parts import Words, split_words
 from latentia.recipes.recipe import Bench, Recipe
 from latentia.recipes.study import carry_out, check_stages
 
@@ -147,6 +147,9 @@ class EditStudy(Recipe):
     expert_steps: NonNegativeInt = Field(default=0, description="steps of an expert for an unseen task; 0: by size")
     tune_steps: NonNegativeInt = Field(default=0, description="steps of fine-tuning on it; 0: by size")
     judged: NonNegativeInt = Field(default=0, description="held-out rows of each task; 0: by size")
+    run_settings: Annotated[tuple[str, ...], BeforeValidator(split_words)] = Field(
+        default=(), description="further settings of edit-scenes for the editors trained here, such as image_size=32"
+    )
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -167,7 +170,9 @@ class EditStudy(Recipe):
             "tune_steps": self.tune_steps,
             "judged": self.judged,
         }
-        return replace(SIZES[self.size], **{name: value for name, value in given.items() if value})
+        size = SIZES[self.size]
+        given["settings"] = (*size.settings, *self.run_settings)
+        return replace(size, **{name: value for name, value in given.items() if value})
 
     def phases(self, bench: Bench) -> list[tuple[str, Callable[[], Phase]]]:
         """None of its own."""
@@ -177,10 +182,12 @@ class EditStudy(Recipe):
         """One process is enough, and a base must be there."""
         import os
 
-        from latentia.recipes.edit_study_runs import pipeline_folder
+        from latentia.recipes.edit_study_runs import pipeline_folder, runs
 
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise InputError("edit-study runs its recipes one after the other: start it without torchrun")
+        for _, run in runs(self):  # settings that do not fit are told now, not after an hour
+            run.check()
         if self.base is not None and not (pipeline_folder(Path(self.base)) / "model_index.json").is_file():
             raise InputError(f"base {self.base!r} is no run of edit-scenes: leave it out to train one here")
 

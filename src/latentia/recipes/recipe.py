@@ -90,7 +90,7 @@ class Recipe(Value, ABC):
     device: Device = Field(default="auto", description="auto, cpu, mps, cuda, cuda:0, …")
     precision: Literal["no", "bf16", "fp16", "auto"] = Field(
         default="no",
-        description="autocast of training; no: float32, auto: bf16 where the device has instructions for it",
+        description="autocast of training; no: float32, auto: bf16 if the device has instructions for it",
     )
     fsdp: bool = Field(default=False, description="shard weights, gradients and optimizer over processes (torchrun)")
     channels_last: bool = Field(default=False, description="convolutions in channels-last memory order (GPUs like it)")

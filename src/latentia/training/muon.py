@@ -21,8 +21,8 @@ class Muon(torch.optim.Optimizer):
 
         b ← 0.95 b + 0.05 g,   o = orthogonal(0.05 g + 0.95 b),   w ← (1 − lr·λ) w − lr · 0.2 √max(n, m) · o
 
-    for every n × m matrix in `matrices`; a convolution's weight (n, c, h, w) counts as n × chw. All other parameters are
-    AdamW's, and as the steps are as long as its own, at one learning rate. `torch.optim.Muon` is the same for
+    for every n × m matrix in `matrices`; a convolution's weight (n, c, h, w) counts as n × chw. All other parameters
+    are AdamW's, and as the steps are as long as its own, at one learning rate. `torch.optim.Muon` is the same for
     parameters of two dimensions; here those of one shape go through the iterations together.
 
     Args:

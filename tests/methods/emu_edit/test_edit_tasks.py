@@ -1,5 +1,6 @@
 """The sixteen tasks: exact rows, exact scores, nothing held out in training."""
 
+import dataclasses
 import json
 from functools import lru_cache
 
@@ -233,6 +234,25 @@ def test_judging_the_baselines():
     assert copy["remove"]["success"] == 0
     assert copy["remove"]["psnr_outside"] == 60
     assert oracle["add"]["success"] == oracle["add"]["there"] == 1
+
+
+def test_filling_in_what_a_thing_hides():
+    from latentia.methods.emu_edit.tasks.judging import filled, judge
+
+    some = rows("remove", "test", 8)
+    for row in some:
+        made = filled(row)
+        assert made.dtype == np.uint8
+        assert np.array_equal(made[~row.mask], row.image[~row.mask])
+        assert not np.array_equal(made, row.image)
+    # A smooth surface is known exactly: a ramp is its own filling.
+    ramp = np.repeat(np.arange(32, dtype=np.uint8)[:, None] * 4, 32, axis=1)[..., None].repeat(3, axis=2)
+    holed = np.where(some[0].mask[..., None], 255, ramp).astype(np.uint8)
+    row = dataclasses.replace(some[0], image=holed)
+    assert np.abs(filled(row).astype(int) - ramp).max() <= 1
+    found = judge(some, filled)["remove"]
+    assert found["gone"] >= 0.5
+    assert 0 < found["gain"] < 1
 
 
 def test_a_contact_sheet():
