@@ -153,6 +153,9 @@ def test_words_are_learnt_from_the_maximum_of_the_tokens():
     assert batch["input_ids"].shape == (2, 36)
     assert batch["facts"].shape == (2, len(data.places))
     assert batch["facts"][0].sum() >= 3
+    untold = Facts(data.encode, 100, 0, recipe.tasks, recipe.drawn(), tell_task=False).places
+    assert set(data.places) - set(untold) == {fact for fact in data.places if fact.startswith(("task:", "kind:"))}
+    assert "task:add" in data.places
     torch.manual_seed(0)
     objective = FactsObjective(recipe.text.build(), torch.nn.Linear(16, len(data.places)))
     loss = objective(batch)

@@ -128,7 +128,10 @@ class EditScenes(Recipe):
 
         tokenizer = bench.keep("tokenizer", self.tokenizer())
         text_encoder = bench.keep("text_encoder", self.text.build())
-        data = Facts(lambda texts: token_ids(tokenizer, texts)[:, 0], ROWS, self.seed, self.tasks, self.drawn())
+        data = Facts(
+            *(lambda texts: token_ids(tokenizer, texts)[:, 0], ROWS, self.seed, self.tasks, self.drawn()),
+            tell_task=self.task_embedding != "none",
+        )
         return Phase(
             name="words",
             objective=FactsObjective(text_encoder, bench.keep("facts", nn.Linear(self.text.width, len(data.places)))),

@@ -71,7 +71,13 @@ def _of_new_thing(kind: str, thing: Any) -> Iterator[str]:
 
 
 class Facts:
-    """Instructions of the training split and their facts, `{"input_ids": (B, L) int64, "facts": (B, F) float32}`."""
+    """Instructions of the training split and their facts, `{"input_ids": (B, L) int64, "facts": (B, F) float32}`.
+
+    Args:
+        encode: instructions → tokens.
+        length, seed, tasks, weights: of the rows.
+        tell_task: whether the task and its kind are among the facts.
+    """
 
     def __init__(
         self,
@@ -80,9 +86,12 @@ class Facts:
         seed: int,
         tasks: Sequence[str],
         weights: Sequence[float] | None = None,
+        tell_task: bool = True,
     ) -> None:
         self.encode, self.rows = encode, SceneRows("train", length, SIZE, seed, tasks, weights)
         known = sorted(set().union(*(facts(self.rows.row(i)) for i in range(min(length, COLLECTED)))))
+        if not tell_task:
+            known = [fact for fact in known if not fact.startswith(("task:", "kind:"))]
         self.places = {fact: place for place, fact in enumerate(known)}
 
     def __len__(self) -> int:

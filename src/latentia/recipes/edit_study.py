@@ -51,7 +51,7 @@ class Size:
         tasks: what they learn; empty: all sixteen.
         fewer: sets of tasks that are left out one after the other in `number-of-tasks`.
         judged: held-out rows of each task.
-        sampling_steps: of the sampler.
+        sampling_steps: of the sampler: one, as in `edit-scenes`; SDEdit takes ten.
         counts: examples of an inversion.
         inversion_steps: of each inversion.
         expert_steps, expert_examples: of an expert trained from scratch for one unseen task.
@@ -91,7 +91,7 @@ SIZES: dict[str, Size] = {
         tasks=("local", "texture", "remove", "background", "style", "segment"),
         fewer=(("remove", "background"), ("local", "segment")),
         judged=48,
-        sampling_steps=4,
+        sampling_steps=1,
         counts=SPREAD,
         inversion_steps=100,
         expert_steps=300,
@@ -108,7 +108,7 @@ SIZES: dict[str, Size] = {
         tasks=(),
         fewer=(("background",), ("add", "remove"), ("local",), VISION),
         judged=100,
-        sampling_steps=10,
+        sampling_steps=1,
         counts=SPREAD,
         inversion_steps=600,
         expert_steps=3000,

@@ -35,6 +35,8 @@ AVERAGED = ("success", "gain", "psnr_outside")
 WATCHED = ("texture", "style")
 """The tasks that the article's curves against the number of tasks are about."""
 SHOWN = 6
+SDEDIT_STEPS = 10
+"""It starts between noise and picture, which takes several."""
 
 
 def folder_of(bench: Bench) -> Path:
@@ -227,7 +229,7 @@ def baselines(study: EditStudy, bench: Bench) -> Numbers:
         found["InstructPix2Pix-style"] = judged(study, plain, tasks, "none")
     best: Numbers = {}
     for strength in size.strengths:
-        numbers = scored(rows, sdedit(pipe, rows, strength, size.sampling_steps, study.seed))
+        numbers = scored(rows, sdedit(pipe, rows, strength, max(SDEDIT_STEPS, size.sampling_steps), study.seed))
         for task, each in numbers.items():  # SDEdit at its best strength, task by task
             if task not in best or each["gain"] > best[task]["gain"]:
                 best[task] = {**each, "strength": strength}
