@@ -85,7 +85,7 @@ SIZES: dict[str, Size] = {
         steps=600,
         main_steps=900,
         settings=(
-            *("image_size=32", "text.steps=100", "text.examples=3000"),
+            *("image_size=32", "text.steps=500", "text.examples=3000"),
             *("predictor.steps=200", "predictor.examples=2000"),
         ),
         tasks=("local", "texture", "remove", "background", "style", "segment"),

@@ -27,7 +27,7 @@ class Optim:
 
     Attributes:
         lr: peak learning rate.
-        betas, eps, weight_decay: of Adam(W); with `adamw` the decay is decoupled from the gradient.
+        betas, eps, weight_decay: of Adam(W); with `adamw` and `muon` the decay is decoupled from the gradient.
         warmup: steps of linear warm-up, none for 0.
         schedule: `constant`, `cosine` or `linear` decay over the steps after warm-up.
         final_lr: where the decay ends, as a fraction of `lr`.
