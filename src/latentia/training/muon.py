@@ -64,16 +64,16 @@ class Muon(torch.optim.Optimizer):
             self._update([p for p in parameters if p.grad is not None], shape, group)
         return loss
 
-    def _update(self, parameters: list[nn.Parameter], shape: tuple[int, int], group: dict[str, Any]) -> None:
+    def _update(self, parameters: list[torch.Tensor], shape: tuple[int, int], group: dict[str, Any]) -> None:
         if not parameters:
             return
         for p in parameters:
             if "momentum" not in self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
         momenta = [self.state[p]["momentum"] for p in parameters]
-        gradients = [p.grad for p in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
-        ahead = torch.stack([g.lerp(b, MOMENTUM).reshape(shape) for g, b in zip(gradients, momenta)])  # type: ignore[union-attr]
+        ahead = torch.stack([g.lerp(b, MOMENTUM).reshape(shape) for g, b in zip(gradients, momenta)])
         length = group["lr"] * RMS * max(shape) ** 0.5
         steps = [step.view_as(p).to(p.dtype) for step, p in zip(orthogonal(ahead), parameters)]
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
@@ -90,11 +90,12 @@ def orthogonal(x: torch.Tensor) -> torch.Tensor:
     tall = x.shape[1] > x.shape[2]
     x = (x.mT if tall else x).float()
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    square, q = x @ x.mT, None
+    square = x @ x.mT
+    q = torch.eye(x.shape[1], device=x.device)
     for k in range(ITERATIONS):
         p = torch.baddbmm(square, square, square, beta=b, alpha=c)
         p.diagonal(dim1=1, dim2=2).add_(a)
-        q = p if q is None else p @ q
+        q = p @ q
         if k < ITERATIONS - 1:
             square = p @ square @ p
     x = q @ x
@@ -106,6 +107,6 @@ def matrices_of(modules: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
     for module in modules:
         for layer in module.modules():
             if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
-                weight = layer.weight
+                weight: nn.Parameter = layer.weight  # type: ignore[assignment]
                 if min(len(weight), weight.numel() // len(weight)) >= SMALLEST_SIDE:
                     yield weight
