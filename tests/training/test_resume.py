@@ -64,14 +64,17 @@ def test_optimizer_state_is_restored_exactly(lab, tmp_path):
     assert a.state["ema"]["optimization_step"] == 20
 
 
-def test_channels_last_weights_resume_exactly(lab, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_channels_last_weights_resume_exactly(lab, tmp_path, optimizer):
     """Fused Adam reads weights and moments in memory order, so the moments must come back in the weights' layout."""
     pictures = TensorDataset({"x": torch.linspace(-1, 1, 10 * 3 * 16).view(10, 3, 4, 4)})
 
     def phase(poison=None):
-        net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(8, 3, 3))
+        net = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(16, 3, 3))
         net.append(torch.nn.ZeroPad2d(1))
-        return Phase("conv", lab.Denoise(net, poison), pictures, 8, 4, Optim(lr=1e-2), ema=EMA(0.9))
+        return Phase(
+            "conv", lab.Denoise(net, poison), pictures, 8, 4, Optim(lr=1e-2, optimizer=optimizer), ema=EMA(0.9)
+        )
 
     settings = lab.quiet(channels_last=True, save_every=3, log_every=1)
     whole = lab.train([("conv", phase)], tmp_path / "a", settings)

@@ -129,7 +129,11 @@ class EditScenes(Recipe):
         tokenizer = bench.keep("tokenizer", self.tokenizer())
         text_encoder = bench.keep("text_encoder", self.text.build())
         data = Facts(
-            *(lambda texts: token_ids(tokenizer, texts)[:, 0], ROWS, self.seed, self.tasks, self.drawn()),
+            lambda texts: token_ids(tokenizer, texts)[:, 0],
+            length=ROWS,
+            seed=self.seed,
+            tasks=self.tasks,
+            weights=self.drawn(),
             tell_task=self.task_embedding != "none",
         )
         return Phase(
@@ -274,8 +278,7 @@ def edit_scenes() -> EditScenes:
     Its edits are decided in one step of the sampler: more steps blur, as nine tenths of the training are at pure noise.
 
     Command: latentia train edit-scenes --out runs/edit
-    Cost:    20 minutes on two cores that have no instructions for bfloat16, 34 CPU minutes of both together; less on
-             newer ones.
+    Cost:    20 minutes on two cores that have no instructions for bfloat16, 34 CPU minutes of both together.
     Expect:  on held-out phrasings, pairs of shape and colour, and backgrounds (one seed, 64 rows a task): mask IoU
              0.85, box IoU 0.80, 31.9 dB outside the edit, region tasks success 0.35, all sixteen success 0.40 and
              gain 0.73; copying the input has success and gain 0 everywhere. Tasks told from the words in 0.998.

@@ -226,8 +226,9 @@ def edit_study() -> EditStudy:
     """Every ablation of the Emu Edit article on the generated world, each beside the article's claim, on one page.
 
     Command: latentia train edit-study size=quick --out runs/edit-study
-    Cost:    size=quick about 21 CPU minutes (an estimate from its parts), in editors of 45 CPU-seconds each; size=full
-             about 5 CPU hours, less with base=runs/edit and run_steps=1500. A stopped run goes on with --resume.
+    Cost:    size=quick about half an hour on two cores (an estimate from its parts), in editors of about a minute;
+             size=full about 5 CPU hours, less with base=runs/edit and run_steps=1500. A stopped run goes on with
+             --resume.
     Expect:  report.json lists each claim of the article with our number and whether it holds here by the spread over
              3 seeds. In the article a task embedding brings CLIPdir from .104 to .119, predicted or true; here, in
              editors of two minutes, success from .034 to .096.
